@@ -1,0 +1,160 @@
+"""Every named normalization: its sentence, and the paper that it comes from.
+
+Adding a norm that fits the sentence is one entry here. The functions below write the sentence of a layer that is
+described by axis numbers, as Keras and TensorFlow Addons do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .pattern import parse
+from .spec import MOMENTS, NormSpec
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named normalization.
+
+    Attributes:
+        pattern: the sentence, channels last.
+        pattern_first: the sentence, channels first, where it differs.
+        affine: the axes with scale and offset; None as `NormSpec.of` chooses, "" for none.
+        remove: the moments taken out.
+        title: its name in words.
+        paper: authors, year and arXiv number.
+        sizes: lengths without which it cannot be drawn, as an example.
+    """
+
+    pattern: str
+    title: str
+    paper: str
+    pattern_first: str | None = None
+    affine: str | None = None
+    remove: tuple[str, ...] = MOMENTS
+    sizes: tuple[tuple[str, int], ...] = ()
+
+    def spec(self, *, channels_first: bool = False, **sizes: int) -> NormSpec:
+        pattern = self.pattern_first if channels_first and self.pattern_first else self.pattern
+        return NormSpec.of(pattern, affine=self.affine, remove=self.remove, **sizes)
+
+
+CATALOGUE: dict[str, Entry] = {
+    "batch": Entry("[...] c", "batch normalization", "Ioffe, Szegedy 2015, arXiv:1502.03167", "[n] c [...]"),
+    "layer": Entry("n [...]", "layer normalization over a sample", "Ba et al. 2016, arXiv:1607.06450", affine=""),
+    "layer_last": Entry("... [c]", "layer normalization over the last axis", "Ba et al. 2016, arXiv:1607.06450"),
+    "layer_channels": Entry(
+        "... [c]", "layer normalization over channels", "Liu et al. 2022, arXiv:2201.03545", "n [c] ..."
+    ),
+    "instance": Entry("n [...] c", "instance normalization", "Ulyanov et al. 2016, arXiv:1607.08022", "n c [...]"),
+    "group": Entry(
+        "n [...] (g [c])",
+        "group normalization",
+        "Wu, He 2018, arXiv:1803.08494",
+        "n (g [c]) [...]",
+        sizes=(("g", 2),),
+    ),
+    "rms": Entry("... [c]", "RMS normalization", "Zhang, Sennrich 2019, arXiv:1910.07467", remove=("scale",)),
+    "filter_response": Entry(
+        "n [...] c",
+        "filter response normalization",
+        "Singh, Krishnan 2019, arXiv:1911.09737",
+        "n c [...]",
+        remove=("scale",),
+    ),
+    "positional": Entry(
+        "... [c]", "positional normalization", "Li et al. 2019, arXiv:1907.04312", "n [c] ...", affine=""
+    ),
+    "mean_only_batch": Entry(
+        "[...] c",
+        "mean-only batch normalization",
+        "Salimans, Kingma 2016, arXiv:1602.07868",
+        "[n] c [...]",
+        remove=("mean",),
+    ),
+    "weight_standardization": Entry(
+        "[h w i] o", "weight standardization of a kernel", "Qiao et al. 2019, arXiv:1903.10520", affine=""
+    ),
+    "tutorial_layer": Entry(
+        "n [h] w c", "the tutorial's LayerNormalization(axis=1)", "Ba et al. 2016, arXiv:1607.06450", affine="h"
+    ),
+}
+
+
+def normalized_axes(axis: int | Iterable[int], rank: int) -> tuple[int, ...]:
+    """Axis numbers, negative ones counted from the end, as sorted positive ones.
+
+    Raises:
+        ValueError: an axis out of range or named twice.
+    """
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    if not axes:
+        raise ValueError("axis is empty; name at least one axis")
+    for a in axes:
+        if isinstance(a, bool) or not isinstance(a, int):
+            raise TypeError(f"an axis is a whole number, and one of {list(axes)} is {a!r}")
+        if not -rank <= a < rank:
+            raise ValueError(f"axis {a} is out of range for an input with {rank} dimensions: {-rank} to {rank - 1}")
+    positive = sorted(a % rank for a in axes)
+    if len(set(positive)) < len(positive):
+        raise ValueError(f"axis {list(axes)} names one axis of an input with {rank} dimensions twice")
+    return tuple(positive)
+
+
+def layer(axis: int | Iterable[int], rank: int, remove: Iterable[str] = MOMENTS) -> NormSpec:
+    """Normalize over the given axes, which carry scale and offset.
+
+    >>> layer(1, rank=4)
+    NormSpec.of('a0 [a1] a2 a3', affine='a1')
+    """
+    axes = normalized_axes(axis, rank)
+    pattern = " ".join(f"[a{i}]" if i in axes else f"a{i}" for i in range(rank))
+    return NormSpec.of(pattern, affine=" ".join(f"a{i}" for i in axes), remove=remove)
+
+
+def batch(axis: int | Iterable[int], rank: int) -> NormSpec:
+    """Normalize over all axes but the given ones, which carry scale and offset.
+
+    >>> batch(-1, rank=3)
+    NormSpec.of('[a0 a1] a2', affine='a2')
+    """
+    axes = normalized_axes(axis, rank)
+    pattern = " ".join(f"a{i}" if i in axes else f"[a{i}]" for i in range(rank))
+    return NormSpec.of(pattern, affine=" ".join(f"a{i}" for i in axes))
+
+
+def group(axis: int | Iterable[int], rank: int, groups: int | None) -> NormSpec:
+    """Normalize each sample over groups of channels and everything that is no channel.
+
+    Args:
+        axis: the channels. Of several axes the first is the one split into groups.
+        rank: number of dimensions, the batch in front.
+        groups: into how many; None makes every channel its own (instance normalization).
+
+    >>> group(-1, rank=4, groups=8)
+    NormSpec.of('n [a1 a2] (g [a3])', affine='(g a3)', g=8)
+    >>> group(-1, rank=4, groups=None)
+    NormSpec.of('n [a1 a2] a3', affine='a3')
+    """
+    axes = normalized_axes(axis, rank)
+    if axes[0] == 0:
+        raise ValueError("axis 0 is the batch, and group normalization works within a sample; name the channel axis")
+    split = axes[0]
+    names = ["n", *(f"a{i}" if i in axes else f"[a{i}]" for i in range(1, rank))]
+    carriers = [f"a{i}" for i in axes]
+    if groups is None:
+        return NormSpec.of(" ".join(names), affine=" ".join(carriers))
+    names[split], carriers[0] = f"(g [a{split}])", f"(g a{split})"
+    for i in axes[1:]:
+        names[i] = f"[a{i}]"
+    return NormSpec.of(" ".join(names), affine=" ".join(carriers), g=groups)
+
+
+def named(text: str) -> NormSpec:
+    """A sentence, or the name of a catalogue entry."""
+    if text in CATALOGUE:
+        entry = CATALOGUE[text]
+        return entry.spec(**dict(entry.sizes))
+    parse(text)
+    return NormSpec.of(text)

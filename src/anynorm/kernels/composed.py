@@ -1,0 +1,261 @@
+"""The formula in a framework's own primitives, along the plan: the answer wherever no kernel of ours can run.
+
+Every function takes `v`, the framework's verbs (see `ops/`), and arrays shaped as the plan's runs. Reductions go over
+the outermost reduced run first, which keeps channels in the vector lanes, and combine the small rest afterwards; what
+is constant within a channel is folded into one factor and one summand.
+
+The statistics are those of the differences d = x * power - shift (see precision.py), found in two ways:
+
+    quickly     power 1 and shift 0, the mean and then the variance: two readings of x. A group whose mean is many
+                standard deviations away from 0, or whose squares are out of range, is found out, and then:
+    carefully   power brings the group's largest element near 1, and shift is the mean, rounded and kept between the
+                least and the largest element; five readings of x. Only the groups that need it take this answer, so
+                that no group's result depends on its neighbours
+
+`residual` is the mean of the differences. Shift and residual together are the mean: one float32 could not carry it at
+offset 1e6. In a constant group every difference is exactly zero. rstd = 1 / sqrt(variance + eps * power^2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ..plan import Plan, Run, blocks
+from ..precision import FORMATS, GOOD_SHIFT, Format, largest_exponent
+
+Array = Any
+Verbs = Any
+
+
+class Stats(NamedTuple):
+    """Per group, in the runs' shape with length 1 where a run is reduced; `count` is a number without a mask."""
+
+    power: Array
+    shift: Array
+    residual: Array
+    variance: Array
+    rstd: Array
+    count: Any
+
+    def mean(self) -> Array:
+        return (self.shift + self.residual) / self.power
+
+    def unscaled_variance(self) -> Array:
+        return self.variance / self.power / self.power
+
+
+def statistics(v: Verbs, x: Array, mask: Array | None, plan: Plan, eps: float) -> Stats:
+    """The statistics of every group; differentiable, with power and shift as constants."""
+    if mask is not None:
+        return _carefully(v, x, mask, plan, eps)
+    quick, good = _quickly(v, x, plan, eps)
+    count, few = quick.count, quick[:-1]
+
+    def mend() -> tuple[Array, ...]:
+        careful = _carefully(v, x, None, plan, eps)[:-1]
+        return tuple(v.where(good, a, b) for a, b in zip(few, careful, strict=True))
+
+    return Stats(*v.cond(v.all(good), lambda: few, mend), count)
+
+
+def _quickly(v: Verbs, x: Array, plan: Plan, eps: float) -> tuple[Stats, Array]:
+    """Statistics about 0, and for which groups they are good."""
+    runs, fmt = _Runs(v, x, plan), FORMATS[v.dtype(x)]
+    count = runs.count()
+    d = x
+    if plan.removes_mean:
+        residual = runs.group(v.sum, x) / count
+        d = x - residual
+    variance = runs.group(v.sum, d * d) / count
+    one, zero = v.ones_like(variance), v.zeros_like(variance)
+    residual = residual if plan.removes_mean else zero
+    good = (residual * residual <= GOOD_SHIFT**2 * variance) & (variance <= fmt.high)
+    if plan.removes_scale and eps < fmt.low:
+        good = good & (variance >= fmt.low)
+    rstd = 1.0 / v.sqrt(v.maximum(variance + eps, fmt.tiny)) if plan.removes_scale else one
+    return Stats(one, zero, residual, variance, rstd, count), good
+
+
+def _carefully(v: Verbs, x: Array, mask: Array | None, plan: Plan, eps: float) -> Stats:
+    """Statistics of any finite input, with or without a mask."""
+    runs, fmt = _Runs(v, x, plan), FORMATS[v.dtype(x)]
+    valid = (lambda values: values) if mask is None else (lambda values: v.where(mask, values, 0.0))
+    if mask is None:
+        least, largest, count = x, x, runs.count()
+    else:
+        least, largest = v.where(mask, x, float("inf")), v.where(mask, x, -float("inf"))
+        count = v.maximum(runs.group(v.sum, valid(v.ones_like(x))), 1.0)
+    low, high = v.constant(runs.group(v.amin, least)), v.constant(runs.group(v.amax, largest))
+    nothing = low > high
+    if mask is not None or not isinstance(count, float):
+        low, high = v.where(nothing, 0.0, low), v.where(nothing, 0.0, high)
+
+    power = _power_of_two(v, v.maximum(-low, high), largest_exponent(eps if plan.removes_scale else 0.0, fmt), fmt)
+    d = x * power
+    shift = residual = v.zeros_like(power)
+    if plan.removes_mean:
+        mean = v.constant(runs.group(v.sum, valid(d))) / count
+        shift = v.minimum(v.maximum(mean, low * power), high * power)
+        d = d - shift
+        residual = runs.group(v.sum, valid(d)) / count
+        d = d - residual
+    d = valid(d)
+    variance = runs.group(v.sum, d * d) / count
+    if plan.removes_scale:
+        root = power * eps**0.5
+        rstd = 1.0 / v.sqrt(v.maximum(variance + root * root, fmt.tiny))
+    else:
+        rstd = 1.0 / power
+    if mask is not None:
+        rstd = v.where(nothing, 0.0, rstd)
+    return Stats(power, shift, residual, variance, rstd, count)
+
+
+def forward(v: Verbs, x: Array, scale: Array | None, offset: Array | None, stats: Stats, plan: Plan) -> Array:
+    """y = (x - mean) * rstd * scale + offset."""
+    runs = _Runs(v, x, plan)
+    d = runs.differences(x, stats)
+    if not plan.folds:
+        h = (d - stats.residual if plan.removes_mean else d) * stats.rstd
+        h = h if scale is None else h * scale
+        return h if offset is None else h + offset
+    factor = stats.rstd if scale is None else stats.rstd * scale
+    y = d * runs.spread(factor)
+    summand = -stats.residual * factor if plan.removes_mean else None
+    if offset is not None:
+        summand = offset if summand is None else summand + offset
+    return runs.unfold(y if summand is None else y + runs.spread(summand))
+
+
+def backward(
+    v: Verbs, x: Array, dy: Array, scale: Array | None, mask: Array | None, stats: Stats, plan: Plan
+) -> tuple[Array, Array, Array]:
+    """dx, dscale and doffset, each moment removed being one projection out of g = dy * scale.
+
+    The sums over a channel come first: they are dscale and doffset, and the group's two means follow from them.
+    """
+    runs = _Runs(v, x, plan)
+    d, dy = runs.differences(x, stats), runs.fold(dy)
+    sum_dy = runs.inner_sum(dy)
+    sum_dy_h = (runs.inner_sum(dy * d) - stats.residual * sum_dy) * stats.rstd
+    dscale, doffset = runs.sum_to_affine(sum_dy_h), runs.sum_to_affine(sum_dy)
+
+    g, g_h = (sum_dy, sum_dy_h) if scale is None else (sum_dy * scale, sum_dy_h * scale)
+    slope = stats.power * stats.rstd
+    zero = v.zeros_like(stats.rstd)
+    mean_g = runs.sum_to_group(g) / stats.count if plan.removes_mean else zero
+    mean_g_h = runs.sum_to_group(g_h) / stats.count if plan.removes_scale else zero
+    along = slope * stats.rstd * mean_g_h
+    taken = d * runs.spread(-along) + runs.spread(along * stats.residual - slope * mean_g)
+    if mask is not None:
+        taken = v.where(runs.fold(mask), taken, 0.0)
+    dx = dy * runs.spread(slope if scale is None else slope * scale) + taken
+    return runs.unfold(dx), dscale, doffset
+
+
+def tangent(
+    v: Verbs, x: Array, t: Array, scale: Array | None, t_scale: Array | None, t_offset: Array | None,
+    mask: Array | None, stats: Stats, plan: Plan,
+) -> Array:
+    """The derivative of y along (t, t_scale, t_offset); `backward` is its transpose.
+
+    rstd * (t - mean(t) - h * mean(t * h)) * scale + h * t_scale + t_offset
+    """
+    runs = _Runs(v, x, plan)
+    h = (runs.differences(x, stats) - runs.spread(stats.residual)) * runs.spread(stats.rstd)
+    t = runs.fold(t)
+    valid = t if mask is None else v.where(runs.fold(mask), t, 0.0)
+    out = t
+    if plan.removes_mean:
+        out = out - runs.spread(runs.sum_to_group(runs.inner_sum(valid)) / stats.count)
+    if plan.removes_scale:
+        out = out - h * runs.spread(runs.sum_to_group(runs.inner_sum(valid * h)) / stats.count)
+    slope = stats.power * stats.rstd
+    out = out * runs.spread(slope if scale is None else slope * scale)
+    if t_scale is not None:
+        out = out + h * runs.spread(t_scale)
+    return runs.unfold(out if t_offset is None else out + runs.spread(t_offset))
+
+
+def given(v: Verbs, mean: Array, variance: Array, eps: float) -> Stats:
+    """Statistics from outside (running ones, say), in the form of those computed here."""
+    one = v.ones_like(mean)
+    return Stats(one, mean, v.zeros_like(mean), variance, 1.0 / v.sqrt(variance + eps), 1.0)
+
+
+def _power_of_two(v: Verbs, largest: Array, top: int, fmt: Format) -> Array:
+    """The power of two that brings `largest` into [1, 2), made from its exponent bits, and at most 2^top."""
+    unit = 2**fmt.mantissa
+    exponent = 2 * fmt.bias - v.view(largest, fmt.bits) // unit
+    return v.view(v.clip(exponent, 1, fmt.bias + top) * unit, v.dtype(largest))
+
+
+class _Runs:
+    """The shapes in which one array is seen: its runs, and its runs merged where scale / sqrt(var) is constant."""
+
+    def __init__(self, v: Verbs, x: Array, plan: Plan) -> None:
+        self.v, self.plan = v, plan
+        self.extents = [v.length(x, i) if run.extent is None else run.extent for i, run in enumerate(plan.runs)]
+        self.varying = [e if varies(run) else 1 for e, run in zip(self.extents, plan.runs, strict=True)]
+        merged = blocks(plan, varies)
+        self.folded = [_product(self.extents[i] for i in run) for _, run in merged]
+        self.spreaded = [_product(self.extents[i] for i in run) if outer else 1 for outer, run in merged]
+
+    def count(self) -> Any:
+        total = _product(e for e, run in zip(self.extents, self.plan.runs, strict=True) if run.reduced)
+        return float(max(total, 1)) if isinstance(total, int) else self.v.number(total)
+
+    def fold(self, x: Array) -> Array:
+        return self.v.reshape(x, self.folded) if self.plan.folds else x
+
+    def unfold(self, x: Array) -> Array:
+        return self.v.reshape(x, self.extents) if self.plan.folds else x
+
+    def spread(self, small: Array) -> Array:
+        """A statistic or a coefficient, shaped so that it broadcasts against a folded array."""
+        if not self.plan.folds:
+            return small
+        return self.v.reshape(self.v.broadcast_to(small, self.varying), self.spreaded)
+
+    def differences(self, x: Array, stats: Stats) -> Array:
+        d = self.fold(x) * self.spread(stats.power)
+        return d - self.spread(stats.shift) if self.plan.removes_mean else d
+
+    def group(self, verb: Callable[[Array], Array], x: Array) -> Array:
+        return self._reduce(verb, x, self.extents, lambda run: run.reduced)
+
+    def inner_sum(self, folded: Array) -> Array:
+        """The sum over what is constant in scale / sqrt(var), in the runs' shape."""
+        return self._reduce(self.v.sum, self.unfold(folded), self.extents, lambda run: not varies(run))
+
+    def sum_to_group(self, inner: Array) -> Array:
+        return self._reduce(self.v.sum, inner, self.varying, lambda run: run.reduced)
+
+    def sum_to_affine(self, inner: Array) -> Array:
+        return self._reduce(self.v.sum, inner, self.varying, lambda run: not run.affine)
+
+    def _reduce(
+        self, verb: Callable[[Array], Array], x: Array, lengths: Sequence[Any], taken: Callable[[Run], bool]
+    ) -> Array:
+        """Reduce the runs that `taken` names to length 1, outermost first."""
+        for reduced, run in blocks(self.plan, taken):
+            inside = _product(lengths[i] for i in run)
+            if not reduced or (isinstance(inside, int) and inside == 1):
+                continue
+            before, after = lengths[: run[0]], lengths[run[-1] + 1 :]
+            x = verb(self.v.reshape(x, [_product(before), inside, _product(after)]))
+            lengths = [*before, *[1] * len(run), *after]
+        return self.v.reshape(x, lengths)
+
+
+def varies(run: Run) -> bool:
+    """Whether scale / sqrt(var) differs along this run."""
+    return run.affine or not run.reduced
+
+
+def _product(extents: Any) -> Any:
+    total = 1
+    for extent in extents:
+        total = total * extent
+    return total

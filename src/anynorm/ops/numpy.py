@@ -1,0 +1,100 @@
+"""NumPy arrays: computed in float64 whatever their type, there being no gradient and no kernel to agree with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..kernels import composed
+from ..plan import plan as make_plan
+from ..spec import NormSpec
+from . import layout
+
+Array = Any
+
+
+class verbs:
+    """What the composed formula is made of."""
+
+    where, maximum, minimum, sqrt, clip = np.where, np.maximum, np.minimum, np.sqrt, np.clip
+    zeros_like, ones_like, broadcast_to = np.zeros_like, np.ones_like, np.broadcast_to
+    reshape, transpose = np.reshape, np.transpose
+
+    @staticmethod
+    def dtype(x: Array) -> str:
+        return str(x.dtype)
+
+    @staticmethod
+    def length(x: Array, d: int) -> int:
+        return int(x.shape[d])
+
+    @staticmethod
+    def view(x: Array, dtype: str) -> Array:
+        return x.view(dtype)
+
+    @staticmethod
+    def all(x: Array) -> bool:
+        return bool(x.all())
+
+    @staticmethod
+    def cond(yes: bool, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+        return then() if yes else otherwise()
+
+    @staticmethod
+    def constant(x: Array) -> Array:
+        return x
+
+    @staticmethod
+    def sum(x: Array) -> Array:
+        return x.sum(axis=1)
+
+    @staticmethod
+    def amin(x: Array) -> Array:
+        return x.min(axis=1)
+
+    @staticmethod
+    def amax(x: Array) -> Array:
+        return x.max(axis=1)
+
+
+def dtype(x: Array) -> str:
+    return str(x.dtype)
+
+
+def shape(x: Array) -> tuple[int | None, ...]:
+    return tuple(x.shape)
+
+
+def convert(values: Any, like: Array) -> Array:
+    return np.asarray(values)
+
+
+def normalize(
+    x: Array, scale: Array | None, offset: Array | None, mask: Array | None, spec: NormSpec, eps: float
+) -> tuple[Array, Array, Array]:
+    """y, mean and variance."""
+    plan = make_plan(spec, shape(x))
+    runs = layout.to_runs(verbs, x.astype(np.float64), plan)
+    scale, offset = (layout.small_to_runs(verbs, s, plan.affine, plan, x, affine=True) for s in (scale, offset))
+    with np.errstate(invalid="ignore", over="ignore"):
+        stats = composed.statistics(verbs, runs, _mask(mask, x, plan), plan, eps)
+        y = layout.from_runs(verbs, composed.forward(verbs, runs, scale, offset, stats, plan), x, plan)
+        return y.astype(x.dtype), *_moments(x, stats, plan)
+
+
+def moments(x: Array, mask: Array | None, spec: NormSpec) -> tuple[Array, Array]:
+    plan = make_plan(spec, shape(x))
+    runs = layout.to_runs(verbs, x.astype(np.float64), plan)
+    return _moments(x, composed.statistics(verbs, runs, _mask(mask, x, plan), plan, 0.0), plan)
+
+
+def _mask(mask: Array | None, x: Array, plan: Any) -> Array | None:
+    return None if mask is None else layout.to_runs(verbs, np.broadcast_to(mask, x.shape), plan)
+
+
+def _moments(x: Array, stats: composed.Stats, plan: Any) -> tuple[Array, Array]:
+    out = np.result_type(x.dtype, np.float32)
+    mean, variance = stats.mean(), stats.unscaled_variance()
+    return tuple(layout.statistic_from_runs(verbs, s, x, plan).astype(out) for s in (mean, variance))  # type: ignore

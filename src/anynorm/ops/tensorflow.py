@@ -1,0 +1,148 @@
+"""TensorFlow tensors: eager, in a graph and under XLA, with dimensions that may be unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from ..kernels import composed
+from ..plan import Plan
+from ..plan import plan as make_plan
+from ..precision import statistics_dtype
+from ..spec import NormSpec
+from . import layout
+
+Array = Any
+
+
+class verbs:
+    """What the composed formula is made of."""
+
+    where, maximum, minimum, sqrt, clip = tf.where, tf.maximum, tf.minimum, tf.sqrt, tf.clip_by_value
+    zeros_like, ones_like, broadcast_to, transpose = tf.zeros_like, tf.ones_like, tf.broadcast_to, tf.transpose
+    constant, all = tf.stop_gradient, tf.reduce_all
+
+    @staticmethod
+    def dtype(x: Array) -> str:
+        return str(x.dtype.name)
+
+    @staticmethod
+    def length(x: Array, d: int) -> Any:
+        known = x.shape[d]
+        return tf.shape(x)[d] if known is None else known
+
+    @staticmethod
+    def number(n: Array) -> Array:
+        return tf.cast(tf.maximum(n, 1), tf.float32)
+
+    @staticmethod
+    def reshape(x: Array, lengths: Any) -> Array:
+        """With -1 for the one length that is not known, so that the result's shape knows the others."""
+        open_ones = [i for i, n in enumerate(lengths) if not isinstance(n, int)]
+        if len(open_ones) == 1:
+            lengths = [-1 if i in open_ones else n for i, n in enumerate(lengths)]
+        elif not open_ones and x.shape.rank is not None and x.shape.as_list() == list(lengths):
+            return x
+        return tf.reshape(x, lengths)
+
+    @staticmethod
+    def view(x: Array, dtype: str) -> Array:
+        return tf.bitcast(x, dtype)
+
+    @staticmethod
+    def cond(yes: Array, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+        return tf.cond(yes, then, otherwise)
+
+    @staticmethod
+    def sum(x: Array) -> Array:
+        return tf.reduce_sum(x, axis=1)
+
+    @staticmethod
+    def amin(x: Array) -> Array:
+        return tf.reduce_min(x, axis=1)
+
+    @staticmethod
+    def amax(x: Array) -> Array:
+        return tf.reduce_max(x, axis=1)
+
+
+def dtype(x: Array) -> str:
+    return str(x.dtype.name)
+
+
+def shape(x: Array) -> tuple[int | None, ...]:
+    if x.shape.rank is None:
+        raise ValueError("the tensor's rank is unknown; give it a shape with tf.ensure_shape, with None where it varies")
+    return tuple(x.shape.as_list())
+
+
+def convert(values: Any, like: Array) -> Array:
+    return tf.convert_to_tensor(values)
+
+
+def normalize(
+    x: Array, scale: Array | None, offset: Array | None, mask: Array | None, spec: NormSpec, eps: float
+) -> tuple[Array, Array, Array]:
+    """y, mean and variance; the two statistics carry no gradient (`moments` does)."""
+    plan = make_plan(spec, shape(x))
+
+    @tf.custom_gradient
+    def run(x: Array, *small: Array) -> tuple[Any, Callable[..., Any]]:
+        scale_here, offset_here = _fill(small, (scale, offset))
+        runs, scale_runs, offset_runs, runs_mask = _enter(x, scale_here, offset_here, mask, plan)
+        stats = composed.statistics(verbs, runs, runs_mask, plan, eps)
+        y = composed.forward(verbs, runs, scale_runs, offset_runs, stats, plan)
+        mean, variance = (tf.stop_gradient(m) for m in _moments(x, stats, plan))
+
+        def grad(dy: Array, *_: Array) -> list[Array]:
+            dy = tf.cast(layout.to_runs(verbs, dy, plan), runs.dtype)
+            dx, *dsmall = composed.backward(verbs, runs, dy, scale_runs, runs_mask, stats, plan)
+            dx = tf.cast(layout.from_runs(verbs, dx, x, plan), x.dtype)
+            return [dx] + [
+                tf.cast(layout.small_from_runs(verbs, d, plan.affine, like, plan), like.dtype)
+                for d, like in zip(dsmall, (scale_here, offset_here), strict=True)
+                if like is not None
+            ]
+
+        return (tf.cast(layout.from_runs(verbs, y, x, plan), x.dtype), mean, variance), grad
+
+    out: tuple[Array, Array, Array] = run(x, *(s for s in (scale, offset) if s is not None))
+    return out
+
+
+def moments(x: Array, mask: Array | None, spec: NormSpec) -> tuple[Array, Array]:
+    plan = make_plan(spec, shape(x))
+    runs, _, _, mask = _enter(x, None, None, mask, plan)
+    return _moments(x, composed.statistics(verbs, runs, mask, plan, 0.0), plan)
+
+
+def apply(
+    x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, spec: NormSpec, eps: float
+) -> Array:
+    """Normalize with statistics given from outside, over the sentence's kept axes."""
+    plan = make_plan(spec, shape(x))
+    runs, scale, offset, _ = _enter(x, scale, offset, None, plan)
+    mean, variance = (
+        tf.cast(layout.small_to_runs(verbs, s, plan.kept, plan, x, affine=False), runs.dtype) for s in (mean, variance)
+    )
+    y = composed.forward(verbs, runs, scale, offset, composed.given(verbs, mean, variance, eps), plan)
+    return tf.cast(layout.from_runs(verbs, y, x, plan), x.dtype)
+
+
+def _fill(values: tuple[Array, ...], places: tuple[Array | None, ...]) -> list[Array | None]:
+    rest = iter(values)
+    return [None if place is None else next(rest) for place in places]
+
+
+def _enter(x: Array, scale: Array | None, offset: Array | None, mask: Array | None, plan: Plan) -> list[Any]:
+    work = statistics_dtype(dtype(x))
+    smalls = [layout.small_to_runs(verbs, s, plan.affine, plan, x, affine=True) for s in (scale, offset)]
+    mask = None if mask is None else layout.to_runs(verbs, tf.broadcast_to(mask, tf.shape(x)), plan)
+    runs = tf.cast(layout.to_runs(verbs, x, plan), work)
+    return [runs, *(s if s is None else tf.cast(s, work) for s in smalls), mask]
+
+
+def _moments(x: Array, stats: composed.Stats, plan: Plan) -> tuple[Array, ...]:
+    return tuple(layout.statistic_from_runs(verbs, s, x, plan) for s in (stats.mean(), stats.unscaled_variance()))

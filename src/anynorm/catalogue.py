@@ -35,7 +35,7 @@ class Entry:
     remove: tuple[str, ...] = MOMENTS
     sizes: tuple[tuple[str, int], ...] = ()
 
-    def spec(self, *, channels_first: bool = False, **sizes: int) -> NormSpec:
+    def spec(self, channels_first: bool = False, **sizes: int) -> NormSpec:
         pattern = self.pattern_first if channels_first and self.pattern_first else self.pattern
         return NormSpec.of(pattern, affine=self.affine, remove=self.remove, **sizes)
 
@@ -155,6 +155,6 @@ def named(text: str) -> NormSpec:
     """A sentence, or the name of a catalogue entry."""
     if text in CATALOGUE:
         entry = CATALOGUE[text]
-        return entry.spec(**dict(entry.sizes))
+        return entry.spec(False, **dict(entry.sizes))
     parse(text)
     return NormSpec.of(text)

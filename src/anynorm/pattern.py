@@ -3,7 +3,7 @@
     "n [...] (g [c])"      group normalization, channels last
 
 A name is an axis, `...` is any number of axes, parentheses join axes into one dimension of the array, and square
-brackets mark the axes whose elements share a statistic. The names and the parentheses are einops's, the brackets einx's.
+brackets mark the axes whose elements share a statistic. Names and parentheses are einops's, the brackets einx's.
 """
 
 from __future__ import annotations

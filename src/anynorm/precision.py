@@ -53,9 +53,7 @@ def statistics_dtype(dtype: str) -> str:
     'float32'
     """
     if dtype not in STATISTICS:
-        raise TypeError(
-            f"cannot normalize an array of type {dtype}: cast it first, to one of {', '.join(STATISTICS)}"
-        )
+        raise TypeError(f"cannot normalize an array of type {dtype}: cast it first, to one of {', '.join(STATISTICS)}")
     return STATISTICS[dtype]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,8 +27,8 @@ class NormSpec:
     NormSpec.of('n [...] (g [c])', affine='(g c)', g=8)
     """
 
-    pattern: Pattern
-    affine: Pattern | None
+    text: str
+    affine_text: str | None
     remove: tuple[str, ...] = MOMENTS
     sizes: tuple[tuple[str, int], ...] = ()
 
@@ -54,40 +54,63 @@ class NormSpec:
             ValueError: a size that is not positive or names no axis, a moment that is not one, affine axes that
                 the pattern lacks or has in another order.
         """
-        if affine is not None and not isinstance(affine, str):
-            affine = " ".join(affine)
-        if isinstance(remove, str):
-            remove = (remove,)
-        return _spec(pattern, affine, tuple(remove), tuple(sorted(sizes.items())))
+        return spec_of(pattern, affine, remove, tuple(sizes.items()))
 
     @property
-    def text(self) -> str:
-        return str(self.pattern)
+    def pattern(self) -> Pattern:
+        return parse(self.text)
 
-    def sized(self, sizes: Mapping[str, int]) -> NormSpec:
-        """The same sentence with more lengths given."""
-        affine = None if self.affine is None else str(self.affine)
-        return _spec(self.text, affine, self.remove, tuple(sorted({**dict(self.sizes), **sizes}.items())))
+    @property
+    def affine(self) -> Pattern | None:
+        """The axes that carry scale and offset."""
+        return None if self.affine_text is None else parse(self.affine_text)
+
+    def encode(self) -> str:
+        """The whole specification in one string, for operators whose arguments must be plain.
+
+        >>> NormSpec.of("n [...] (g [c])", g=8).encode()
+        'n [...] (g [c])|(g c)|mean scale|g=8'
+        """
+        sizes = " ".join(f"{name}={size}" for name, size in self.sizes)
+        return "|".join((self.text, self.affine_text or "", " ".join(self.remove), sizes))
+
+    @staticmethod
+    def decode(code: str) -> NormSpec:
+        """The way back of `encode`."""
+        text, affine, remove, sizes = code.split("|")
+        pairs = (word.split("=") for word in sizes.split())
+        return spec_of(text, affine, remove.split(), tuple((name, int(size)) for name, size in pairs))
 
     def __repr__(self) -> str:
         words = [repr(self.text)]
-        if self.affine is not None:
-            words.append(f"affine={str(self.affine)!r}")
+        if self.affine_text is not None:
+            words.append(f"affine={self.affine_text!r}")
         if self.remove != MOMENTS:
             words.append(f"remove={self.remove!r}")
         words += [f"{name}={size}" for name, size in self.sizes]
         return f"NormSpec.of({', '.join(words)})"
 
 
-@lru_cache(maxsize=4096)
-def _spec(
-    text: str, affine_text: str | None, remove: tuple[str, ...], sizes: tuple[tuple[str, int], ...]
+def spec_of(
+    pattern: str,
+    affine: str | Iterable[str] | None,
+    remove: str | Iterable[str],
+    sizes: tuple[tuple[str, int], ...],
 ) -> NormSpec:
+    """`NormSpec.of` without keywords."""
+    if affine is not None and not isinstance(affine, str):
+        affine = " ".join(affine)
+    if isinstance(remove, str):
+        remove = (remove,)
+    return _spec(pattern, affine, tuple(remove), tuple(sorted(sizes)))
+
+
+@lru_cache(maxsize=4096)
+def _spec(text: str, affine_text: str | None, remove: tuple[str, ...], sizes: tuple[tuple[str, int], ...]) -> NormSpec:
     pattern = parse(text)
     if not any(axis.shared for axis in pattern.axes):
         raise PatternError(
-            "no axis stands in square brackets, so no elements share a statistic; mark some, as in"
-            ' "n [...] c"',
+            'no axis stands in square brackets, so no elements share a statistic; mark some, as in "n [...] c"',
             text,
             0,
         )
@@ -101,7 +124,9 @@ def _spec(
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"the size {name}={size!r} must be a positive whole number")
     affine = _default_affine(pattern) if affine_text is None else _affine(affine_text, pattern, text)
-    return NormSpec(pattern, affine, tuple(m for m in MOMENTS if m in remove), sizes)
+    return NormSpec(
+        str(pattern), None if affine is None else str(affine), tuple(m for m in MOMENTS if m in remove), sizes
+    )
 
 
 def _default_affine(pattern: Pattern) -> Pattern | None:

@@ -56,7 +56,8 @@ def statistics(v: Verbs, x: Array, mask: Array | None, plan: Plan, eps: float) -
         careful = _carefully(v, x, None, plan, eps)[:-1]
         return tuple(v.where(good, a, b) for a, b in zip(few, careful, strict=True))
 
-    return Stats(*v.cond(v.all(good), lambda: few, mend), count)
+    power, shift, residual, variance, rstd = v.cond(v.all(good), lambda: few, mend)
+    return Stats(power, shift, residual, variance, rstd, count)
 
 
 def _quickly(v: Verbs, x: Array, plan: Plan, eps: float) -> tuple[Stats, Array]:
@@ -80,7 +81,10 @@ def _quickly(v: Verbs, x: Array, plan: Plan, eps: float) -> tuple[Stats, Array]:
 def _carefully(v: Verbs, x: Array, mask: Array | None, plan: Plan, eps: float) -> Stats:
     """Statistics of any finite input, with or without a mask."""
     runs, fmt = _Runs(v, x, plan), FORMATS[v.dtype(x)]
-    valid = (lambda values: values) if mask is None else (lambda values: v.where(mask, values, 0.0))
+
+    def valid(values: Array) -> Array:
+        return values if mask is None else v.where(mask, values, 0.0)
+
     if mask is None:
         least, largest, count = x, x, runs.count()
     else:
@@ -154,9 +158,25 @@ def backward(
     return runs.unfold(dx), dscale, doffset
 
 
+def moments_backward(
+    v: Verbs, x: Array, dmean: Array, dvariance: Array, mask: Array | None, stats: Stats, plan: Plan
+) -> Array:
+    """dx of mean and variance: (dmean + 2 * dvariance * (x - mean)) / count."""
+    centred = ((x * stats.power - stats.shift) - stats.residual) / stats.power
+    dx = (dmean + 2.0 * dvariance * centred) / stats.count
+    return dx if mask is None else v.where(mask, dx, 0.0)
+
+
 def tangent(
-    v: Verbs, x: Array, t: Array, scale: Array | None, t_scale: Array | None, t_offset: Array | None,
-    mask: Array | None, stats: Stats, plan: Plan,
+    v: Verbs,
+    x: Array,
+    t: Array,
+    scale: Array | None,
+    t_scale: Array | None,
+    t_offset: Array | None,
+    mask: Array | None,
+    stats: Stats,
+    plan: Plan,
 ) -> Array:
     """The derivative of y along (t, t_scale, t_offset); `backward` is its transpose.
 

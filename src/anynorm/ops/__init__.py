@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from ..plan import Plan, Shape
-from ..plan import plan as make_plan
-from ..precision import checked_eps, statistics_dtype
-from ..spec import MOMENTS, NormSpec
+from ..spec import MOMENTS, spec_of
+from .checks import check
 
 Array = Any
 
-# A module of ops, the framework's own module, and the types of its arrays there.
-_FRAMEWORKS = (("torch", "torch", "Tensor"), ("jax", "jax", "Array"), ("tensorflow", "tensorflow", "Tensor"))
+# The framework's own module and the type of its arrays there, by the name of the module of ops.
+_ARRAYS = {"torch": ("torch", "Tensor"), "jax": ("jax", "Array"), "tensorflow": ("tensorflow", "Tensor")}
 
 
 def framework_of(x: Array) -> str:
     """The name of the framework that `x` is an array of; no framework is imported to find out."""
-    for name, module, kind in _FRAMEWORKS:
+    for name, (module, kind) in _ARRAYS.items():
         known = getattr(sys.modules.get(module), kind, None)
         if known is not None and isinstance(x, known):
             return name
@@ -35,7 +32,35 @@ def framework_of(x: Array) -> str:
 
 def of(x: Array) -> ModuleType:
     """The module of operations for arrays like `x`."""
-    return import_module(f".{framework_of(x)}", __name__)
+    return _MODULES[framework_of(x)]()
+
+
+# Import statements rather than import_module: torch.compile follows them, and so do tools that look for imports.
+def _numpy() -> ModuleType:
+    from . import numpy
+
+    return numpy
+
+
+def _torch() -> ModuleType:
+    from . import torch
+
+    return torch
+
+
+def _jax() -> ModuleType:
+    from . import jax
+
+    return jax
+
+
+def _tensorflow() -> ModuleType:
+    from . import tensorflow
+
+    return tensorflow
+
+
+_MODULES = {"numpy": _numpy, "torch": _torch, "jax": _jax, "tensorflow": _tensorflow}
 
 
 def normalize(
@@ -85,20 +110,13 @@ def normalize(
            [-1.,  1.]], dtype=float32)
     """
     ops = of(x)
-    spec = NormSpec.of(pattern, affine=affine, remove=remove, **sizes)
-    plan = _checked_plan(spec, ops, x)
-    if plan.count == 1 and plan.removes_mean:
-        raise ValueError(
-            f'under "{pattern}" each statistic is over one element of an array of shape {tuple(ops.shape(x))}, so that '
-            "nothing of x would be left; put more axes in square brackets, or use fewer groups"
-        )
-    if (scale is not None or offset is not None) and spec.affine is None:
-        raise ValueError(
-            f'which axes of "{pattern}" carry scale and offset? Say affine=, as in affine="{spec.pattern.names[-1]}"'
-        )
-    scale, offset = (_checked_small(s, name, ops, x, plan) for s, name in ((scale, "scale"), (offset, "offset")))
-    y, _, _ = ops.normalize(x, scale, offset, _checked_mask(mask, ops, x), spec, checked_eps(eps))
-    return y
+    words = (pattern, affine, remove, tuple(sizes.items()))
+    scale, offset, mask = [None if a is None else ops.convert(a, x) for a in (scale, offset, mask)]
+    if ops.is_traced():
+        return ops.normalize_traced(x, scale, offset, mask, ops.sentence(*words), eps)[0]
+    spec = spec_of(*words)
+    check(ops, x, scale, offset, mask, spec, eps)
+    return ops.normalize(x, scale, offset, mask, spec, eps)[0]
 
 
 def moments(x: Array, pattern: str, *, mask: Array | None = None, **sizes: int) -> tuple[Array, Array]:
@@ -116,52 +134,18 @@ def moments(x: Array, pattern: str, *, mask: Array | None = None, **sizes: int) 
     (array([ 2., 20.]), array([  1., 100.]))
     """
     ops = of(x)
-    spec = NormSpec.of(pattern, affine="", **sizes)
-    _checked_plan(spec, ops, x)
-    mean, variance = ops.moments(x, _checked_mask(mask, ops, x), spec)
+    words = (pattern, "", MOMENTS, tuple(sizes.items()))
+    mask = None if mask is None else ops.convert(mask, x)
+    if ops.is_traced():
+        mean, variance = ops.moments_traced(x, mask, ops.sentence(*words))
+        return mean, variance
+    spec = spec_of(*words)
+    check(ops, x, None, None, mask, spec, 0.0, erasing=False)
+    mean, variance = ops.moments(x, mask, spec)
     return mean, variance
-
-
-def _checked_plan(spec: NormSpec, ops: ModuleType, x: Array) -> Plan:
-    statistics_dtype(ops.dtype(x))
-    return make_plan(spec, ops.shape(x))
-
-
-def _checked_small(values: Array | None, name: str, ops: ModuleType, x: Array, plan: Plan) -> Array | None:
-    if values is None:
-        return None
-    values = ops.convert(values, x)
-    if not _fits(ops.shape(values), plan.affine.shape):
-        raise ValueError(
-            f"{name} must have the shape {_written(plan.affine.shape)} of the affine axes, and it has "
-            f"{_written(ops.shape(values))}"
-        )
-    return values
-
-
-def _checked_mask(mask: Array | None, ops: ModuleType, x: Array) -> Array | None:
-    if mask is None:
-        return None
-    mask = ops.convert(mask, x)
-    if ops.dtype(mask) != "bool":
-        raise TypeError(f"the mask must be boolean, true where an element counts, and it is {ops.dtype(mask)}")
-    shape, whole = ops.shape(mask), ops.shape(x)
-    if len(shape) > len(whole) or not all(
-        m in (1, None) or n is None or m == n for m, n in zip(shape[::-1], whole[::-1], strict=False)
-    ):
-        raise ValueError(f"a mask of shape {_written(shape)} does not broadcast to {_written(whole)}")
-    return mask
-
-
-def _fits(shape: Shape, wanted: Shape) -> bool:
-    return len(shape) == len(wanted) and all(a is None or b is None or a == b for a, b in zip(shape, wanted, strict=True))
-
-
-def _written(shape: Shape) -> str:
-    return "(" + ", ".join("?" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
 
 
 # AutoGraph rewrites whatever a tf.function reaches, at every tracing; it leaves alone what carries this mark, and there
 # is no Python branch on a tensor's value below.
 for _function in (normalize, moments):
-    _function.autograph_info__ = {}  # type: ignore[attr-defined]
+    setattr(_function, "autograph_info__", {})  # noqa: B010

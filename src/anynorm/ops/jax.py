@@ -1,4 +1,4 @@
-"""JAX arrays: one function with a rule for its derivative, so that forward mode, reverse mode, vmap and jit all work."""
+"""JAX arrays: one function with a rule for its derivative; forward and reverse mode, vmap and jit all work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .jax_linear import transposable
 Array = Any
 
 
-class verbs:
+class Verbs:
     """What the composed formula is made of."""
 
     where, maximum, minimum, sqrt, clip = jnp.where, jnp.maximum, jnp.minimum, jnp.sqrt, jnp.clip
@@ -62,6 +62,11 @@ class verbs:
         return x.max(axis=1)
 
 
+def is_traced() -> bool:
+    """Whether a compiler is reading this very Python code; only torch's does."""
+    return False
+
+
 def dtype(x: Array) -> str:
     return str(x.dtype)
 
@@ -84,9 +89,9 @@ def normalize(
 @partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def _normalize(x: Array, scale: Array, offset: Array, mask: Array, plan: Plan, eps: float) -> tuple[Array, ...]:
     runs, scale, offset, mask = _enter(x, scale, offset, mask, plan)
-    stats = composed.statistics(verbs, runs, mask, plan, eps)
-    y = composed.forward(verbs, runs, scale, offset, stats, plan)
-    return layout.from_runs(verbs, y, x, plan).astype(x.dtype), *_moments(x, stats, plan)
+    stats = composed.statistics(Verbs, runs, mask, plan, eps)
+    y = composed.forward(Verbs, runs, scale, offset, stats, plan)
+    return layout.from_runs(Verbs, y, x, plan).astype(x.dtype), *_moments(x, stats, plan)
 
 
 @_normalize.defjvp
@@ -94,7 +99,7 @@ def _normalize_jvp(plan: Plan, eps: float, primals: Any, tangents: Any) -> tuple
     x, scale, offset, mask = primals
     y, *moments = _normalize(x, scale, offset, mask, plan, eps)
     runs, _, _, runs_mask = _enter(x, None, None, mask, plan)
-    stats = composed.statistics(verbs, runs, runs_mask, plan, eps)
+    stats = composed.statistics(Verbs, runs, runs_mask, plan, eps)
     out = pushforward((x, scale, mask, stats), tangents[:3], plan)
     return (y, *moments), (out, *(jnp.zeros_like(m) for m in moments))
 
@@ -103,18 +108,18 @@ def _push(saved: Any, tangents: Any, plan: Plan) -> Array:
     (x, scale, mask, stats), (t, t_scale, t_offset) = saved, tangents
     runs, scale, _, mask = _enter(x, scale, None, mask, plan)
     t, t_scale, t_offset, _ = _enter(t, t_scale, t_offset, None, plan)
-    out = composed.tangent(verbs, runs, t, scale, t_scale, t_offset, mask, stats, plan)
-    return layout.from_runs(verbs, out, x, plan).astype(x.dtype)
+    out = composed.tangent(Verbs, runs, t, scale, t_scale, t_offset, mask, stats, plan)
+    return layout.from_runs(Verbs, out, x, plan).astype(x.dtype)
 
 
 def _pull(saved: Any, dy: Array, likes: Any, plan: Plan) -> Any:
     x, scale, mask, stats = saved
     runs, scale, _, mask = _enter(x, scale, None, mask, plan)
-    dy = layout.to_runs(verbs, dy, plan).astype(runs.dtype)
-    dx, *small = composed.backward(verbs, runs, dy, scale, mask, stats, plan)
-    dx = layout.from_runs(verbs, dx, x, plan).astype(x.dtype)
+    dy = layout.to_runs(Verbs, dy, plan).astype(runs.dtype)
+    dx, *small = composed.backward(Verbs, runs, dy, scale, mask, stats, plan)
+    dx = layout.from_runs(Verbs, dx, x, plan).astype(x.dtype)
     return dx, *(
-        None if like is None else layout.small_from_runs(verbs, s, plan.affine, like, plan).astype(like.dtype)
+        None if like is None else layout.small_from_runs(Verbs, s, plan.affine, like, plan).astype(like.dtype)
         for s, like in zip(small, likes, strict=True)
     )
 
@@ -125,7 +130,7 @@ pushforward = transposable("anynorm_pushforward", _push, _pull)
 def moments(x: Array, mask: Array | None, spec: NormSpec) -> tuple[Array, Array]:
     plan = make_plan(spec, shape(x))
     runs, _, _, mask = _enter(x, None, None, mask, plan)
-    return _moments(x, composed.statistics(verbs, runs, mask, plan, 0.0), plan)
+    return _moments(x, composed.statistics(Verbs, runs, mask, plan, 0.0), plan)
 
 
 def apply(
@@ -134,17 +139,17 @@ def apply(
     """Normalize with statistics given from outside, over the sentence's kept axes."""
     plan = make_plan(spec, shape(x))
     runs, scale, offset, _ = _enter(x, scale, offset, None, plan)
-    mean, variance = (layout.small_to_runs(verbs, s, plan.kept, plan, x, affine=False) for s in (mean, variance))
-    stats = composed.given(verbs, mean.astype(runs.dtype), variance.astype(runs.dtype), eps)
-    return layout.from_runs(verbs, composed.forward(verbs, runs, scale, offset, stats, plan), x, plan).astype(x.dtype)
+    mean, variance = (layout.small_to_runs(Verbs, s, plan.kept, plan, x, affine=False) for s in (mean, variance))
+    stats = composed.given(Verbs, mean.astype(runs.dtype), variance.astype(runs.dtype), eps)
+    return layout.from_runs(Verbs, composed.forward(Verbs, runs, scale, offset, stats, plan), x, plan).astype(x.dtype)
 
 
 def _enter(x: Array, scale: Array | None, offset: Array | None, mask: Array | None, plan: Plan) -> list[Any]:
     work = statistics_dtype(dtype(x))
-    smalls = [layout.small_to_runs(verbs, s, plan.affine, plan, x, affine=True) for s in (scale, offset)]
-    mask = None if mask is None else layout.to_runs(verbs, jnp.broadcast_to(mask, x.shape), plan)
-    return [layout.to_runs(verbs, x, plan).astype(work), *(s if s is None else s.astype(work) for s in smalls), mask]
+    smalls = [layout.small_to_runs(Verbs, s, plan.affine, plan, x, affine=True) for s in (scale, offset)]
+    mask = None if mask is None else layout.to_runs(Verbs, jnp.broadcast_to(mask, x.shape), plan)
+    return [layout.to_runs(Verbs, x, plan).astype(work), *(s if s is None else s.astype(work) for s in smalls), mask]
 
 
 def _moments(x: Array, stats: composed.Stats, plan: Plan) -> tuple[Array, ...]:
-    return tuple(layout.statistic_from_runs(verbs, s, x, plan) for s in (stats.mean(), stats.unscaled_variance()))
+    return tuple(layout.statistic_from_runs(Verbs, s, x, plan) for s in (stats.mean(), stats.unscaled_variance()))

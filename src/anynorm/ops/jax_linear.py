@@ -19,7 +19,7 @@ Array = Any
 
 
 def transposable(name: str, push: Callable[..., Array], pull: Callable[..., Any]) -> Callable[..., Array]:
-    """`push(saved, tangents, static)`, linear in `tangents`, with `pull(saved, cotangent, likes, static)` its transpose.
+    """`push(saved, tangents, static)`, linear in `tangents`, and its transpose `pull(saved, dy, likes, static)`.
 
     `saved` and `tangents` are pytrees, `static` hashable; `pull` gets in `likes` the shapes of all tangents but the
     first and returns the cotangents of all tangents.

@@ -15,7 +15,7 @@ from . import layout
 Array = Any
 
 
-class verbs:
+class Verbs:
     """What the composed formula is made of."""
 
     where, maximum, minimum, sqrt, clip = np.where, np.maximum, np.minimum, np.sqrt, np.clip
@@ -59,6 +59,11 @@ class verbs:
         return x.max(axis=1)
 
 
+def is_traced() -> bool:
+    """Whether a compiler is reading this very Python code; only torch's does."""
+    return False
+
+
 def dtype(x: Array) -> str:
     return str(x.dtype)
 
@@ -76,25 +81,25 @@ def normalize(
 ) -> tuple[Array, Array, Array]:
     """y, mean and variance."""
     plan = make_plan(spec, shape(x))
-    runs = layout.to_runs(verbs, x.astype(np.float64), plan)
-    scale, offset = (layout.small_to_runs(verbs, s, plan.affine, plan, x, affine=True) for s in (scale, offset))
+    runs = layout.to_runs(Verbs, x.astype(np.float64), plan)
+    scale, offset = (layout.small_to_runs(Verbs, s, plan.affine, plan, x, affine=True) for s in (scale, offset))
     with np.errstate(invalid="ignore", over="ignore"):
-        stats = composed.statistics(verbs, runs, _mask(mask, x, plan), plan, eps)
-        y = layout.from_runs(verbs, composed.forward(verbs, runs, scale, offset, stats, plan), x, plan)
+        stats = composed.statistics(Verbs, runs, _mask(mask, x, plan), plan, eps)
+        y = layout.from_runs(Verbs, composed.forward(Verbs, runs, scale, offset, stats, plan), x, plan)
         return y.astype(x.dtype), *_moments(x, stats, plan)
 
 
 def moments(x: Array, mask: Array | None, spec: NormSpec) -> tuple[Array, Array]:
     plan = make_plan(spec, shape(x))
-    runs = layout.to_runs(verbs, x.astype(np.float64), plan)
-    return _moments(x, composed.statistics(verbs, runs, _mask(mask, x, plan), plan, 0.0), plan)
+    runs = layout.to_runs(Verbs, x.astype(np.float64), plan)
+    return _moments(x, composed.statistics(Verbs, runs, _mask(mask, x, plan), plan, 0.0), plan)
 
 
 def _mask(mask: Array | None, x: Array, plan: Any) -> Array | None:
-    return None if mask is None else layout.to_runs(verbs, np.broadcast_to(mask, x.shape), plan)
+    return None if mask is None else layout.to_runs(Verbs, np.broadcast_to(mask, x.shape), plan)
 
 
 def _moments(x: Array, stats: composed.Stats, plan: Any) -> tuple[Array, Array]:
     out = np.result_type(x.dtype, np.float32)
     mean, variance = stats.mean(), stats.unscaled_variance()
-    return tuple(layout.statistic_from_runs(verbs, s, x, plan).astype(out) for s in (mean, variance))  # type: ignore
+    return tuple(layout.statistic_from_runs(Verbs, s, x, plan).astype(out) for s in (mean, variance))  # type: ignore

@@ -17,7 +17,7 @@ from . import layout
 Array = Any
 
 
-class verbs:
+class Verbs:
     """What the composed formula is made of."""
 
     where, maximum, minimum, sqrt, clip = tf.where, tf.maximum, tf.minimum, tf.sqrt, tf.clip_by_value
@@ -68,13 +68,18 @@ class verbs:
         return tf.reduce_max(x, axis=1)
 
 
+def is_traced() -> bool:
+    """Whether a compiler is reading this very Python code; only torch's does."""
+    return False
+
+
 def dtype(x: Array) -> str:
     return str(x.dtype.name)
 
 
 def shape(x: Array) -> tuple[int | None, ...]:
     if x.shape.rank is None:
-        raise ValueError("the tensor's rank is unknown; give it a shape with tf.ensure_shape, with None where it varies")
+        raise ValueError("the tensor's rank is unknown; give it a shape with tf.ensure_shape, None where it varies")
     return tuple(x.shape.as_list())
 
 
@@ -92,21 +97,21 @@ def normalize(
     def run(x: Array, *small: Array) -> tuple[Any, Callable[..., Any]]:
         scale_here, offset_here = _fill(small, (scale, offset))
         runs, scale_runs, offset_runs, runs_mask = _enter(x, scale_here, offset_here, mask, plan)
-        stats = composed.statistics(verbs, runs, runs_mask, plan, eps)
-        y = composed.forward(verbs, runs, scale_runs, offset_runs, stats, plan)
+        stats = composed.statistics(Verbs, runs, runs_mask, plan, eps)
+        y = composed.forward(Verbs, runs, scale_runs, offset_runs, stats, plan)
         mean, variance = (tf.stop_gradient(m) for m in _moments(x, stats, plan))
 
         def grad(dy: Array, *_: Array) -> list[Array]:
-            dy = tf.cast(layout.to_runs(verbs, dy, plan), runs.dtype)
-            dx, *dsmall = composed.backward(verbs, runs, dy, scale_runs, runs_mask, stats, plan)
-            dx = tf.cast(layout.from_runs(verbs, dx, x, plan), x.dtype)
+            dy = tf.cast(layout.to_runs(Verbs, dy, plan), runs.dtype)
+            dx, *dsmall = composed.backward(Verbs, runs, dy, scale_runs, runs_mask, stats, plan)
+            dx = tf.cast(layout.from_runs(Verbs, dx, x, plan), x.dtype)
             return [dx] + [
-                tf.cast(layout.small_from_runs(verbs, d, plan.affine, like, plan), like.dtype)
+                tf.cast(layout.small_from_runs(Verbs, d, plan.affine, like, plan), like.dtype)
                 for d, like in zip(dsmall, (scale_here, offset_here), strict=True)
                 if like is not None
             ]
 
-        return (tf.cast(layout.from_runs(verbs, y, x, plan), x.dtype), mean, variance), grad
+        return (tf.cast(layout.from_runs(Verbs, y, x, plan), x.dtype), mean, variance), grad
 
     out: tuple[Array, Array, Array] = run(x, *(s for s in (scale, offset) if s is not None))
     return out
@@ -115,7 +120,7 @@ def normalize(
 def moments(x: Array, mask: Array | None, spec: NormSpec) -> tuple[Array, Array]:
     plan = make_plan(spec, shape(x))
     runs, _, _, mask = _enter(x, None, None, mask, plan)
-    return _moments(x, composed.statistics(verbs, runs, mask, plan, 0.0), plan)
+    return _moments(x, composed.statistics(Verbs, runs, mask, plan, 0.0), plan)
 
 
 def apply(
@@ -125,10 +130,10 @@ def apply(
     plan = make_plan(spec, shape(x))
     runs, scale, offset, _ = _enter(x, scale, offset, None, plan)
     mean, variance = (
-        tf.cast(layout.small_to_runs(verbs, s, plan.kept, plan, x, affine=False), runs.dtype) for s in (mean, variance)
+        tf.cast(layout.small_to_runs(Verbs, s, plan.kept, plan, x, affine=False), runs.dtype) for s in (mean, variance)
     )
-    y = composed.forward(verbs, runs, scale, offset, composed.given(verbs, mean, variance, eps), plan)
-    return tf.cast(layout.from_runs(verbs, y, x, plan), x.dtype)
+    y = composed.forward(Verbs, runs, scale, offset, composed.given(Verbs, mean, variance, eps), plan)
+    return tf.cast(layout.from_runs(Verbs, y, x, plan), x.dtype)
 
 
 def _fill(values: tuple[Array, ...], places: tuple[Array | None, ...]) -> list[Array | None]:
@@ -138,11 +143,11 @@ def _fill(values: tuple[Array, ...], places: tuple[Array | None, ...]) -> list[A
 
 def _enter(x: Array, scale: Array | None, offset: Array | None, mask: Array | None, plan: Plan) -> list[Any]:
     work = statistics_dtype(dtype(x))
-    smalls = [layout.small_to_runs(verbs, s, plan.affine, plan, x, affine=True) for s in (scale, offset)]
-    mask = None if mask is None else layout.to_runs(verbs, tf.broadcast_to(mask, tf.shape(x)), plan)
-    runs = tf.cast(layout.to_runs(verbs, x, plan), work)
+    smalls = [layout.small_to_runs(Verbs, s, plan.affine, plan, x, affine=True) for s in (scale, offset)]
+    mask = None if mask is None else layout.to_runs(Verbs, tf.broadcast_to(mask, tf.shape(x)), plan)
+    runs = tf.cast(layout.to_runs(Verbs, x, plan), work)
     return [runs, *(s if s is None else tf.cast(s, work) for s in smalls), mask]
 
 
 def _moments(x: Array, stats: composed.Stats, plan: Plan) -> tuple[Array, ...]:
-    return tuple(layout.statistic_from_runs(verbs, s, x, plan) for s in (stats.mean(), stats.unscaled_variance()))
+    return tuple(layout.statistic_from_runs(Verbs, s, x, plan) for s in (stats.mean(), stats.unscaled_variance()))

@@ -1,0 +1,68 @@
+"""What is refused before anything is computed, in words that say what to do."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from ..plan import Shape
+from ..plan import plan as make_plan
+from ..precision import checked_eps, statistics_dtype
+from ..spec import NormSpec
+
+Array = Any
+
+
+def check(
+    ops: ModuleType,
+    x: Array,
+    scale: Array | None,
+    offset: Array | None,
+    mask: Array | None,
+    spec: NormSpec,
+    eps: float,
+    erasing: bool = True,
+) -> None:
+    """Raise unless x, its parameters and its mask fit the sentence; `erasing`, also where y would not depend on x."""
+    statistics_dtype(ops.dtype(x))
+    plan = make_plan(spec, ops.shape(x))
+    checked_eps(eps)
+    if erasing and plan.count == 1 and plan.removes_mean:
+        raise ValueError(
+            f'under "{spec.text}" each statistic is over one element of an array of shape {written(ops.shape(x))}, so '
+            "that nothing of x would be left; put more axes in square brackets, or use fewer groups"
+        )
+    if (scale is not None or offset is not None) and spec.affine_text is None:
+        raise ValueError(
+            f'which axes of "{spec.text}" carry scale and offset? Say affine=, as in affine="{spec.pattern.names[-1]}"'
+        )
+    for values, name in ((scale, "scale"), (offset, "offset")):
+        if values is not None and not _fits(ops.shape(values), plan.affine.shape):
+            raise ValueError(
+                f"{name} must have the shape {written(plan.affine.shape)} of the affine axes, and it has "
+                f"{written(ops.shape(values))}"
+            )
+    check_mask(ops, x, mask)
+
+
+def check_mask(ops: ModuleType, x: Array, mask: Array | None) -> None:
+    """Raise unless the mask is boolean and broadcasts to x."""
+    if mask is None:
+        return
+    if ops.dtype(mask) != "bool":
+        raise TypeError(f"the mask must be boolean, true where an element counts, and it is {ops.dtype(mask)}")
+    shape, whole = ops.shape(mask), ops.shape(x)
+    if len(shape) > len(whole) or not all(
+        m in (1, None) or n is None or m == n for m, n in zip(shape[::-1], whole[::-1], strict=False)
+    ):
+        raise ValueError(f"a mask of shape {written(shape)} does not broadcast to {written(whole)}")
+
+
+def written(shape: Shape) -> str:
+    return "(" + ", ".join("?" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
+
+
+def _fits(shape: Shape, wanted: Shape) -> bool:
+    return len(shape) == len(wanted) and all(
+        a is None or b is None or a == b for a, b in zip(shape, wanted, strict=True)
+    )

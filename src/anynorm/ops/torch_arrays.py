@@ -1,0 +1,177 @@
+"""torch tensors, without autograd's bookkeeping: the composed formula and its two derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..kernels import composed
+from ..plan import Plan
+from ..plan import plan as make_plan
+from ..precision import statistics_dtype
+from ..spec import NormSpec
+from . import layout
+
+Array = Any
+
+
+class Verbs:
+    """What the composed formula is made of."""
+
+    sqrt, zeros_like, ones_like, broadcast_to = torch.sqrt, torch.zeros_like, torch.ones_like, torch.Tensor.expand
+    where, clip, transpose, reshape = torch.where, torch.clamp, torch.permute, torch.reshape
+
+    @staticmethod
+    def dtype(x: Array) -> str:
+        return str(x.dtype).removeprefix("torch.")
+
+    @staticmethod
+    def length(x: Array, d: int) -> int:
+        return x.shape[d]
+
+    @staticmethod
+    def maximum(a: Array, b: Any) -> Array:
+        return torch.maximum(a, b) if isinstance(b, torch.Tensor) else a.clamp_min(b)
+
+    @staticmethod
+    def minimum(a: Array, b: Array) -> Array:
+        return torch.minimum(a, b)
+
+    @staticmethod
+    def view(x: Array, dtype: str) -> Array:
+        return x.view(getattr(torch, dtype))
+
+    @staticmethod
+    def constant(x: Array) -> Array:
+        return x.detach()
+
+    @staticmethod
+    def all(x: Array) -> bool:
+        """False also where no value can be read (under vmap, on the meta device): then both ways are computed."""
+        try:
+            return bool(x.all())
+        except RuntimeError:
+            return False
+
+    @staticmethod
+    def cond(yes: bool, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+        return then() if yes else otherwise()
+
+    @staticmethod
+    def sum(x: Array) -> Array:
+        return x.sum(dim=1)
+
+    @staticmethod
+    def amin(x: Array) -> Array:
+        return x.amin(dim=1)
+
+    @staticmethod
+    def amax(x: Array) -> Array:
+        return x.amax(dim=1)
+
+
+def memory_order(x: Array) -> tuple[int, ...]:
+    """The dimensions from outermost to innermost in memory, so that channels_last needs no copy."""
+    strides = x.stride()
+    order = tuple(sorted(range(x.ndim), key=lambda d: (-strides[d], d)))
+    expected = 1
+    for d in reversed(order):
+        if x.shape[d] != 1 and strides[d] != expected:
+            return tuple(range(x.ndim))
+        expected *= x.shape[d]
+    return order
+
+
+def plan_of(x: Array, spec: NormSpec) -> Plan:
+    return make_plan(spec, tuple(x.shape), memory_order(x))
+
+
+def forward(
+    x: Array, scale: Array | None, offset: Array | None, mask: Array | None, plan: Plan, eps: float
+) -> tuple[Array, Array, Array]:
+    """y, mean and variance."""
+    if plan.empty:
+        nothing = x.new_zeros(plan.kept.shape, dtype=_work(x))
+        return x.clone(), nothing, nothing.clone()
+    runs, scale, offset, mask = enter(x, scale, offset, mask, plan)
+    stats = composed.statistics(Verbs, runs, mask, plan, eps)
+    y = layout.from_runs(Verbs, composed.forward(Verbs, runs, scale, offset, stats, plan), x, plan).to(x.dtype)
+    return y, *means(x, stats, plan)
+
+
+def backward(
+    x: Array, dy: Array, scale: Array | None, offset: Array | None, mask: Array | None, plan: Plan, eps: float
+) -> tuple[Array, Array | None, Array | None]:
+    """dx, dscale and doffset.
+
+    Differentiable in turn: the statistics are computed anew from x, so that they carry their own gradient.
+    """
+    if plan.empty:
+        return dy.clone(), *(None if s is None else torch.zeros_like(s) for s in (scale, offset))
+    runs, scale_runs, _, mask = enter(x, scale, None, mask, plan)
+    stats = composed.statistics(Verbs, runs, mask, plan, eps)
+    dy = layout.to_runs(Verbs, dy, plan).to(runs.dtype)
+    dx, *small = composed.backward(Verbs, runs, dy, scale_runs, mask, stats, plan)
+    dscale, doffset = (
+        None if s is None else layout.small_from_runs(Verbs, d, plan.affine, s, plan).to(s.dtype)
+        for d, s in zip(small, (scale, offset), strict=True)
+    )
+    return layout.from_runs(Verbs, dx, x, plan).to(x.dtype), dscale, doffset
+
+
+def tangent(
+    x: Array,
+    t: Array,
+    scale: Array | None,
+    t_scale: Array | None,
+    t_offset: Array | None,
+    mask: Array | None,
+    plan: Plan,
+    eps: float,
+) -> Array:
+    """The derivative of y along (t, t_scale, t_offset)."""
+    runs, scale, _, mask = enter(x, scale, None, mask, plan)
+    t, t_scale, t_offset, _ = enter(t, t_scale, t_offset, None, plan)
+    stats = composed.statistics(Verbs, runs, mask, plan, eps)
+    out = composed.tangent(Verbs, runs, t, scale, t_scale, t_offset, mask, stats, plan)
+    return layout.from_runs(Verbs, out, x, plan).to(x.dtype)
+
+
+def moments(x: Array, mask: Array | None, spec: NormSpec) -> tuple[Array, Array]:
+    """Mean and variance, differentiable."""
+    plan = plan_of(x, spec)
+    runs, _, _, mask = enter(x, None, None, mask, plan)
+    mean, variance = means(x, composed.statistics(Verbs, runs, mask, plan, 0.0), plan)
+    return mean, variance
+
+
+def moments_backward(x: Array, mask: Array | None, dmean: Array, dvariance: Array, spec: NormSpec) -> Array:
+    """dx of the two moments."""
+    plan = plan_of(x, spec)
+    runs, _, _, mask = enter(x, None, None, mask, plan)
+    stats = composed.statistics(Verbs, runs, mask, plan, 0.0)
+    dmean, dvariance = (kept_to_runs(s, x, plan) for s in (dmean, dvariance))
+    dx = composed.moments_backward(Verbs, runs, dmean, dvariance, mask, stats, plan)
+    return layout.from_runs(Verbs, dx, x, plan).to(x.dtype)
+
+
+def enter(x: Array, scale: Array | None, offset: Array | None, mask: Array | None, plan: Plan) -> list[Any]:
+    """All of them shaped as the plan's runs, in the statistics' type."""
+    smalls = [layout.small_to_runs(Verbs, s, plan.affine, plan, x, affine=True) for s in (scale, offset)]
+    mask = None if mask is None else layout.to_runs(Verbs, mask.expand(x.shape), plan)
+    work = _work(x)
+    return [layout.to_runs(Verbs, x, plan).to(work), *(s if s is None else s.to(work) for s in smalls), mask]
+
+
+def kept_to_runs(statistic: Array, x: Array, plan: Plan) -> Array:
+    return layout.small_to_runs(Verbs, statistic, plan.kept, plan, x, affine=False).to(_work(x))  # type: ignore
+
+
+def means(x: Array, stats: composed.Stats, plan: Plan) -> tuple[Array, ...]:
+    return tuple(layout.statistic_from_runs(Verbs, s, x, plan) for s in (stats.mean(), stats.unscaled_variance()))
+
+
+def _work(x: Array) -> Any:
+    return getattr(torch, statistics_dtype(Verbs.dtype(x)))

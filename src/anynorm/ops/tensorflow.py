@@ -96,22 +96,30 @@ def normalize(
     @tf.custom_gradient
     def run(x: Array, *small: Array) -> tuple[Any, Callable[..., Any]]:
         scale_here, offset_here = _fill(small, (scale, offset))
-        runs, scale_runs, offset_runs, runs_mask = _enter(x, scale_here, offset_here, mask, plan)
-        stats = composed.statistics(Verbs, runs, runs_mask, plan, eps)
-        y = composed.forward(Verbs, runs, scale_runs, offset_runs, stats, plan)
-        mean, variance = (tf.stop_gradient(m) for m in _moments(x, stats, plan))
+
+        def forward() -> tuple[Array, ...]:
+            runs, scale_runs, offset_runs, runs_mask = _enter(x, scale_here, offset_here, mask, plan)
+            stats = composed.statistics(Verbs, runs, runs_mask, plan, eps)
+            y = composed.forward(Verbs, runs, scale_runs, offset_runs, stats, plan)
+            return tf.cast(layout.from_runs(Verbs, y, x, plan), x.dtype), *_moments(x, stats, plan), stats
+
+        y, mean, variance, stats = _fused(forward, x)
 
         def grad(dy: Array, *_: Array) -> list[Array]:
-            dy = tf.cast(layout.to_runs(Verbs, dy, plan), runs.dtype)
-            dx, *dsmall = composed.backward(Verbs, runs, dy, scale_runs, runs_mask, stats, plan)
-            dx = tf.cast(layout.from_runs(Verbs, dx, x, plan), x.dtype)
-            return [dx] + [
-                tf.cast(layout.small_from_runs(Verbs, d, plan.affine, like, plan), like.dtype)
-                for d, like in zip(dsmall, (scale_here, offset_here), strict=True)
-                if like is not None
-            ]
+            def backward() -> list[Array]:
+                runs, scale_runs, _, runs_mask = _enter(x, scale_here, None, mask, plan)
+                dy_runs = tf.cast(layout.to_runs(Verbs, dy, plan), runs.dtype)
+                dx, *dsmall = composed.backward(Verbs, runs, dy_runs, scale_runs, runs_mask, stats, plan)
+                dx = tf.cast(layout.from_runs(Verbs, dx, x, plan), x.dtype)
+                return [dx] + [
+                    tf.cast(layout.small_from_runs(Verbs, d, plan.affine, like, plan), like.dtype)
+                    for d, like in zip(dsmall, (scale_here, offset_here), strict=True)
+                    if like is not None
+                ]
 
-        return (tf.cast(layout.from_runs(Verbs, y, x, plan), x.dtype), mean, variance), grad
+            return list(_fused(backward, x))
+
+        return (y, tf.stop_gradient(mean), tf.stop_gradient(variance)), grad
 
     out: tuple[Array, Array, Array] = run(x, *(s for s in (scale, offset) if s is not None))
     return out
@@ -134,6 +142,17 @@ def apply(
     )
     y = composed.forward(Verbs, runs, scale, offset, composed.given(Verbs, mean, variance, eps), plan)
     return tf.cast(layout.from_runs(Verbs, y, x, plan), x.dtype)
+
+
+def _fused(compute: Callable[[], Any], x: Array) -> Any:
+    """`compute()`, compiled by XLA within a graph that knows x's shape.
+
+    A graph runs one pass over memory an operation; XLA makes three of twenty. It compiles for each shape anew, so a
+    graph of unknown dimensions, which may see a thousand shapes, keeps to single operations, and so does eager mode.
+    """
+    if tf.executing_eagerly() or not x.shape.is_fully_defined():
+        return compute()
+    return tf.function(compute, jit_compile=True, autograph=False)()
 
 
 def _fill(values: tuple[Array, ...], places: tuple[Array | None, ...]) -> list[Array | None]:

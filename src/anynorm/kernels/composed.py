@@ -64,10 +64,10 @@ def _quickly(v: Verbs, x: Array, plan: Plan, eps: float) -> tuple[Stats, Array]:
     """Statistics about 0, and for which groups they are good."""
     runs, fmt = _Runs(v, x, plan), FORMATS[v.dtype(x)]
     count = runs.count()
-    d = x
+    d = runs.fold(x)
     if plan.removes_mean:
-        residual = runs.group(v.sum, x) / count
-        d = x - residual
+        residual = runs.group(v.sum, d) / count
+        d = d - runs.spread(residual)
     variance = runs.group(v.sum, d * d) / count
     one, zero = v.ones_like(variance), v.zeros_like(variance)
     residual = residual if plan.removes_mean else zero
@@ -81,6 +81,7 @@ def _quickly(v: Verbs, x: Array, plan: Plan, eps: float) -> tuple[Stats, Array]:
 def _carefully(v: Verbs, x: Array, mask: Array | None, plan: Plan, eps: float) -> Stats:
     """Statistics of any finite input, with or without a mask."""
     runs, fmt = _Runs(v, x, plan), FORMATS[v.dtype(x)]
+    x, mask = runs.fold(x), None if mask is None else runs.fold(mask)
 
     def valid(values: Array) -> Array:
         return values if mask is None else v.where(mask, values, 0.0)
@@ -96,14 +97,14 @@ def _carefully(v: Verbs, x: Array, mask: Array | None, plan: Plan, eps: float) -
         low, high = v.where(nothing, 0.0, low), v.where(nothing, 0.0, high)
 
     power = _power_of_two(v, v.maximum(-low, high), largest_exponent(eps if plan.removes_scale else 0.0, fmt), fmt)
-    d = x * power
+    d = x * runs.spread(power)
     shift = residual = v.zeros_like(power)
     if plan.removes_mean:
         mean = v.constant(runs.group(v.sum, valid(d))) / count
         shift = v.minimum(v.maximum(mean, low * power), high * power)
-        d = d - shift
+        d = d - runs.spread(shift)
         residual = runs.group(v.sum, valid(d)) / count
-        d = d - residual
+        d = d - runs.spread(residual)
     d = valid(d)
     variance = runs.group(v.sum, d * d) / count
     if plan.removes_scale:
@@ -242,8 +243,8 @@ class _Runs:
         d = self.fold(x) * self.spread(stats.power)
         return d - self.spread(stats.shift) if self.plan.removes_mean else d
 
-    def group(self, verb: Callable[[Array], Array], x: Array) -> Array:
-        return self._reduce(verb, x, self.extents, lambda run: run.reduced)
+    def group(self, verb: Callable[[Array], Array], folded: Array) -> Array:
+        return self._reduce(verb, self.unfold(folded), self.extents, lambda run: run.reduced)
 
     def inner_sum(self, folded: Array) -> Array:
         """The sum over what is constant in scale / sqrt(var), in the runs' shape."""

@@ -79,6 +79,8 @@ def convert(values: Any, like: Array) -> Array:
     return jnp.asarray(values)
 
 
+# Compiled even where the caller is not: in eager mode JAX would compile the branch in `statistics` anew at every call.
+@partial(jax.jit, static_argnames=("spec", "eps"))
 def normalize(
     x: Array, scale: Array | None, offset: Array | None, mask: Array | None, spec: NormSpec, eps: float
 ) -> tuple[Array, Array, Array]:
@@ -127,12 +129,14 @@ def _pull(saved: Any, dy: Array, likes: Any, plan: Plan) -> Any:
 pushforward = transposable("anynorm_pushforward", _push, _pull)
 
 
+@partial(jax.jit, static_argnames="spec")
 def moments(x: Array, mask: Array | None, spec: NormSpec) -> tuple[Array, Array]:
     plan = make_plan(spec, shape(x))
     runs, _, _, mask = _enter(x, None, None, mask, plan)
     return _moments(x, composed.statistics(Verbs, runs, mask, plan, 0.0), plan)
 
 
+@partial(jax.jit, static_argnames=("spec", "eps"))
 def apply(
     x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, spec: NormSpec, eps: float
 ) -> Array:

@@ -1,0 +1,63 @@
+"""Every case through every framework, against the float64 reference: values and gradients."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+from anynorm.kernels.select import select
+
+from cases import BY_NAME, CASES, Case
+from runners import RUNNERS
+
+EPS32 = 2.0**-24
+QUICK = ("numpy", "torch", "jax", "tensorflow")
+COMPILED = ("torch compile", "jax jit", "tensorflow graph", "tensorflow xla", "tensorflow unknown")
+SOME = ("group, channels last", "group, channels first", "layer, last axis", "layer, the tutorial's", "RMS, last axis")
+
+
+def seed(*words: str) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(" ".join(words).encode()))
+
+
+def check(case: Case, runner: str, x: np.ndarray, *, eps: float = 1e-5, mask: np.ndarray | None = None) -> None:
+    """Run a case, and compare y and all gradients, for a random cotangent, with the reference."""
+    rng = seed(case.name, runner)
+    scale, offset = case.parameters(rng)
+    dy = rng.normal(size=x.shape).astype(np.float32)
+    framework = runner.split()[0]
+    assert select(case.plan, framework, "cpu", str(x.dtype)).kernel == "composed"
+    y, grads = RUNNERS[runner]((x, scale, offset), dy, mask, {**case.arguments, "eps": eps})
+
+    oracle = case.reference(x, scale, offset, eps=eps, mask=mask)
+    assert y.dtype == x.dtype
+    assert y.shape == x.shape
+    valid = np.ones(x.shape, bool) if mask is None else np.broadcast_to(mask, x.shape)
+    # 1e-6 in units of the normalized values: the largest |h| may exceed 1 where few elements share a statistic, and
+    # scale and offset stretch it.
+    size = max(1.0, float(np.abs(oracle.y[valid]).max(initial=0.0)))
+    np.testing.assert_allclose(y[valid], oracle.y[valid], rtol=0, atol=1e-6 * size)
+    for got, want, name in zip(grads, oracle.backward(dy), ("dx", "dscale", "doffset"), strict=False):
+        if got is not None:
+            np.testing.assert_allclose(
+                np.ravel(got), np.ravel(want), rtol=0, atol=1e-5 * np.abs(want).max(initial=1e-30), err_msg=name
+            )
+
+
+@pytest.mark.parametrize("runner", QUICK)
+@pytest.mark.parametrize("offset", [0.0, 30.0, 1e4, -1e6])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_offsets(case: Case, offset: float, runner: str) -> None:
+    x = (seed(case.name).normal(size=case.shape) + offset).astype(np.float32)
+    if offset and "mean" not in case.remove:
+        pytest.skip("the mean stays in: offset/1 is what comes out")
+    check(case, runner, x)
+
+
+@pytest.mark.parametrize("runner", COMPILED)
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+@pytest.mark.parametrize("name", SOME)
+def test_compiled(name: str, offset: float, runner: str) -> None:
+    case = BY_NAME[name]
+    check(case, runner, (seed(name).normal(size=case.shape) + offset * ("mean" in case.remove)).astype(np.float32))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from anynorm import NormSpec
 from anynorm.plan import Plan, plan
 from anynorm.reference import Reference
@@ -111,7 +112,10 @@ CASES = (
     Case("layer, two axes", "n [h w] c", (3, 5, 7, 2), affine="h w"),
     Case("layer, apart axes", "[a] n [c]", (5, 3, 7), affine="a c"),
     Case("layer, a whole sample", "n [...]", (3, 5, 7), affine="..."),
-    Case("layer, channels first", "n [c] ...", (3, 13, 5, 7), speed=(16, 64, 56, 56), keras=("LayerNormalization", {"axis": 1})),
+    Case(
+        "layer, channels first", "n [c] ...", (3, 13, 5, 7),
+        speed=(16, 64, 56, 56), keras=("LayerNormalization", {"axis": 1}),
+    ),
     Case(
         "batch, channels last", "[...] c", (5, 3, 7, 2),
         speed=(16, 56, 56, 64), keras=("BatchNormalization", {}),

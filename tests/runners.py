@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import anynorm
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 import torch
+
+import anynorm
 
 Array = Any
 Given = tuple[Array | None, ...]

@@ -18,6 +18,7 @@ from ..precision import checked_eps, statistics_dtype
 from ..spec import NormSpec
 
 Tensor = Any
+BITS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
 
 
 class SentenceLayer(keras.layers.Layer):
@@ -56,7 +57,7 @@ class SentenceLayer(keras.layers.Layer):
         """The input in the wider of its own and the layer's type, the mask aligned with it, sentence and operations."""
         module = ops.of(x)
         spec = self.checked_spec(x, module.shape(x))
-        x = keras.ops.cast(x, keras.backend.result_type(x.dtype, self.compute_dtype))
+        x = keras.ops.cast(x, wider(keras.backend.standardize_dtype(x.dtype), self.compute_dtype))
         return x, self._aligned(mask, x, module), spec, module
 
     def normalize(self, x: Tensor, scale: Any, offset: Any, mask: Tensor | None) -> Tensor:
@@ -197,7 +198,9 @@ class AffineLayer(SentenceLayer):
 def checked_axis(axis: int | Iterable[int]) -> int | list[int]:
     """One axis or several, as whole numbers."""
     try:
-        return [operator.index(a) for a in axis] if isinstance(axis, list | tuple) else operator.index(axis)
+        if isinstance(axis, list | tuple):
+            return [operator.index(a) for a in axis]
+        return operator.index(axis)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"axis must be a whole number or a list of whole numbers, not {axis!r}") from None
 
@@ -211,6 +214,17 @@ def tensors(x: Tensor, *variables: Any) -> list[Tensor | None]:
     """The variables' values; Keras's own conversion may hand back the variable itself, which is no tensor."""
     convert = ops.of(x).convert
     return [None if v is None else convert(keras.ops.convert_to_tensor(v), x) for v in variables]
+
+
+def wider(a: str, b: str) -> str:
+    """The type that holds both; Keras's own rule takes float32 for float32 and float64 on some backends.
+
+    >>> wider("float32", "float64"), wider("float16", "bfloat16")
+    ('float64', 'float32')
+    """
+    if a == b:
+        return a
+    return max(a, b, "float32" if BITS[a] == BITS[b] else a, key=BITS.__getitem__)
 
 
 def fits(shape: Shape, fixed: Shape) -> bool:

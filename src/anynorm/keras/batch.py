@@ -131,7 +131,9 @@ class BatchNormalization(AffineLayer):
             self.renorm_mean = self._add_state("renorm_mean", shape, _copy(mean))
             self.renorm_stddev = self._add_state("renorm_stddev", shape, _root_of(variance))
 
-    def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
+    def call(  # type: ignore[override]
+        self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         x, mask, spec, module = self.enter(inputs, mask)
         gamma, beta = tensors(x, self.gamma, self.beta)
         if not (training and self.trainable):
@@ -168,7 +170,7 @@ class BatchNormalization(AffineLayer):
     def _corrected(
         self, gamma: Tensor | None, beta: Tensor | None, mean: Tensor, variance: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Scale and offset with the correction in them: (h * r + d) * gamma + beta = h * (r gamma) + (d gamma + beta)."""
+        """Scale and offset with the correction in them: (h r + d) gamma + beta = h (r gamma) + (d gamma + beta)."""
         renorm_mean = keras.ops.cast(self.renorm_mean, mean.dtype)
         # Never below what a constant channel has, or the first steps would divide by zero.
         renorm_stddev = keras.ops.maximum(keras.ops.cast(self.renorm_stddev, mean.dtype), self.epsilon**0.5)

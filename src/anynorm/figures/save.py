@@ -1,0 +1,58 @@
+"""Writing a file whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".svg", ".pdf")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes the place of `path` when the block ends without an error.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with replacing(Path(folder, "a.txt")) as temporary:
+    ...         _ = temporary.write_text("whole")
+    ...     Path(folder, "a.txt").read_text()
+    'whole'
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def checked_suffix(path: Path) -> str:
+    """The suffix of a picture's file, or an error that says which there are."""
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f'"{path}" must end in {", ".join(FORMATS[:-1])} or {FORMATS[-1]}, which says the format')
+    return path.suffix.lower()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure in the format that the file's suffix says; on failure no file is left and an old one stays.
+
+    Raises:
+        ValueError: a suffix that is no format.
+        OSError: the place cannot be written to.
+    """
+    from matplotlib import rc_context
+
+    # An SVG without a date and with fixed identifiers is the same file every time it is drawn.
+    metadata = {"Date": None} if checked_suffix(path) == ".svg" else {}
+    with replacing(path) as temporary, rc_context({"svg.hashsalt": "anynorm"}):
+        figure.savefig(temporary, dpi=200, facecolor="white", metadata=metadata)

@@ -1,0 +1,63 @@
+"""What the commands share: how they read lengths and how they report errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+
+# What a framework is called when it is installed: TensorFlow comes under several names.
+DISTRIBUTIONS = {
+    "numpy": ("numpy",),
+    "tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-macos", "tensorflow-intel", "tf-nightly"),
+    "jax": ("jax",),
+    "torch": ("torch",),
+    "keras": ("keras", "keras-nightly"),
+    "flax": ("flax",),
+}
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn what is wrong with the input into a message and exit status 2, and what else fails into one and 1."""
+    try:
+        yield
+    except (ValueError, TypeError) as wrong:
+        raise click.UsageError(str(wrong)) from wrong
+    except ModuleNotFoundError as missing:
+        name = (missing.name or "").partition(".")[0]
+        extra = "cli" if name in ("rich", "matplotlib") else "demo"
+        raise click.ClickException(f"{name} is not installed: pip install 'anynorm[{extra}]'") from missing
+    except OSError as failed:
+        raise click.ClickException(f"{failed.strerror or failed}: {failed.filename or ''}".rstrip(": ")) from failed
+
+
+def lengths(texts: tuple[str, ...], option: str) -> dict[str, int]:
+    """Read `n=4,c=6` or several of it.
+
+    >>> lengths(("n=4,c=6", "g=2"), "--shape")
+    {'n': 4, 'c': 6, 'g': 2}
+    """
+    found: dict[str, int] = {}
+    for word in ",".join(texts).replace(" ", "").split(","):
+        name, equals, number = word.partition("=")
+        if not word:
+            continue
+        if not equals or not name.isidentifier() or not number.isdecimal() or int(number) < 1:
+            raise click.BadParameter(f'"{word}" is not an axis and its length, as in c=6', param_hint=option)
+        if name in found:
+            raise click.BadParameter(f"the axis {name} has two lengths", param_hint=option)
+        found[name] = int(number)
+    return found
+
+
+def installed(distributions: tuple[str, ...]) -> str | None:
+    """The version of the first of these distributions that is installed; nothing is imported."""
+    for name in distributions:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None

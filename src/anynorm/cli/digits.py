@@ -9,6 +9,7 @@ from concurrent.futures import TimeoutError as OutOfTime
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import gettempdir
 from threading import Thread
 from urllib.request import urlopen
 
@@ -79,7 +80,9 @@ def _scaled(x: NDArray[np.generic]) -> NDArray[np.float32]:
 
 
 def _cached() -> Path:
-    return Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"), "datasets", "mnist.npz")
+    """Where keras.datasets looks for MNIST: it goes to the temporary folder when its own cannot be written to."""
+    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    return (home if os.access(home, os.W_OK) else Path(gettempdir(), ".keras")) / "datasets" / "mnist.npz"
 
 
 def _is_mnist(path: Path) -> bool:

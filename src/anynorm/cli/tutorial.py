@@ -101,7 +101,7 @@ def train(norm: str, digits: Digits, steps: int, seed: int, on_step: OnStep) -> 
         loss=watch.losses[-1],
         accuracy=watch.accuracies[-1],
         held_out_accuracy=float(held_out),
-        ms_a_step=1000 * statistics.median(durations[_WARM_UP:] or durations or [float("nan")]),
+        ms_a_step=1000 * statistics.median(durations[_WARM_UP:] or durations),
         losses=watch.losses,
         accuracies=watch.accuracies,
     )
@@ -114,6 +114,9 @@ class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
         self.losses: list[float] = []
         self.accuracies: list[float] = []
         self.times: list[float] = []
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.times.append(time.perf_counter())
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         reported = logs or {}

@@ -22,6 +22,7 @@ Line = tuple[Place, Place]
 # cells, as if the light came from above and the left.
 _SIDES = (("left", 0, "#3f88d0", "#ffffff"), ("right", 1, "#2a68ad", "#e9edf2"), ("top", 2, "#86b9ea", "#f7f9fb"))
 _THIN, _EDGE, _INK, _GREY = "#b4bdc8", "#2b3440", "#1c232c", "#5a6572"
+_SANS, _MONO = "sans-serif", "monospace"
 _COS, _SIN = math.cos(math.radians(30)), math.sin(math.radians(30))
 
 # Inches: a panel is a title of at most two lines, a cube and two lines below it.
@@ -50,12 +51,14 @@ def draw(cubes: Sequence[Cube], columns: int = 4) -> Figure:
         middle = (column + 0.5) / columns
         axes = figure.add_axes((column / columns, top - (_TITLE + _CUBE) / height, 1 / columns, _CUBE / height))
         _cube(axes, cube)
-        title = "\n".join(textwrap.wrap(cube.title, _TITLE_LETTERS))
-        figure.text(middle, top - _TITLE / height, title, ha="center", va="bottom", fontsize=12.5, color=_INK)
-        bottom = top - (_TITLE + _CUBE + 0.04) / height
-        mono: dict[str, Any] = {"family": "monospace", "fontsize": 9.5, "color": _INK}
-        figure.text(middle, bottom, cube.sentence, ha="center", va="top", **mono)
-        figure.text(middle, bottom - 0.19 / height, cube.caption, ha="center", va="top", fontsize=9, color=_GREY)
+        title = textwrap.fill(cube.title or cube.sentence, _TITLE_LETTERS)
+        family = _SANS if cube.title else _MONO
+        upper, lower = top - _TITLE / height, top - (_TITLE + _CUBE + 0.04) / height
+        figure.text(middle, upper, title, ha="center", va="bottom", family=family, fontsize=12.5, color=_INK)
+        if cube.title:
+            figure.text(middle, lower, cube.sentence, ha="center", va="top", family=_MONO, fontsize=9.5, color=_INK)
+            lower -= 0.19 / height
+        figure.text(middle, lower, cube.caption, ha="center", va="top", fontsize=9, color=_GREY)
     return figure
 
 

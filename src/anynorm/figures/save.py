@@ -55,4 +55,4 @@ def save(figure: Figure, path: Path) -> None:
     # An SVG without a date and with fixed identifiers is the same file every time it is drawn.
     metadata = {"Date": None} if checked_suffix(path) == ".svg" else {}
     with replacing(path) as temporary, rc_context({"svg.hashsalt": "anynorm"}):
-        figure.savefig(temporary, dpi=200, facecolor="white", metadata=metadata)
+        figure.savefig(temporary, dpi=200, facecolor="white", bbox_inches="tight", pad_inches=0.1, metadata=metadata)

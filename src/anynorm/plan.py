@@ -85,6 +85,15 @@ class Plan:
         return _product(run.extent for run in self.runs if not run.reduced)
 
     @cached_property
+    def labels(self) -> str:
+        """A letter for each run: k kept, r reduced; capital where it carries scale and offset.
+
+        >>> plan(NormSpec.of("n [...] (g [c])", g=32), (16, 56, 56, 64)).labels
+        'krKR'
+        """
+        return "".join("kKrR"[2 * run.reduced + run.affine] for run in self.runs)
+
+    @cached_property
     def empty(self) -> bool:
         return any(run.extent == 0 for run in self.runs)
 

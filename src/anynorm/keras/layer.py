@@ -106,9 +106,9 @@ class LayerNormalization(AffineLayer):
             return super().call(inputs, mask)
         x, mask, spec, module = self.enter(inputs, mask)
         mean, variance = module.moments(x, mask, spec)
-        keep_mean = over_axes(self.axis, len(x.shape), remove=("scale",))
         (gamma,) = tensors(x, self.gamma)
-        return self.leave(module.apply(x, mean, variance, gamma, None, keep_mean, self.epsilon))
+        # The deviation is the one about the mean, and yet the mean stays.
+        return self.leave(module.apply(x, keras.ops.zeros_like(mean), variance, gamma, None, spec, self.epsilon))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "axis": plain(self.axis), "rms_scaling": self.rms_scaling}

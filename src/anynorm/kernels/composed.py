@@ -29,20 +29,29 @@ Verbs = Any
 
 
 class Stats(NamedTuple):
-    """Per group, in the runs' shape with length 1 where a run is reduced; `count` is a number without a mask."""
+    """Per group, in the runs' shape with length 1 where a run is reduced; `count` is a number without a mask.
 
-    power: Array
-    shift: Array
-    residual: Array
+    No power is a power of 1, no shift and no residual are 0.
+    """
+
+    power: Array | None
+    shift: Array | None
+    residual: Array | None
     variance: Array
     rstd: Array
     count: Any
 
     def mean(self) -> Array:
-        return (self.shift + self.residual) / self.power
+        parts = [part for part in (self.shift, self.residual) if part is not None]
+        mean = sum(parts[1:], parts[0]) if parts else 0.0 * self.variance
+        return mean if self.power is None else mean / self.power
 
     def unscaled_variance(self) -> Array:
-        return self.variance / self.power / self.power
+        return self.variance if self.power is None else self.variance / self.power / self.power
+
+    def slope(self) -> Array:
+        """dh/dx where the statistics stand still: 1 / sqrt(var + eps) of x itself."""
+        return self.rstd if self.power is None else self.power * self.rstd
 
 
 def statistics(v: Verbs, x: Array, mask: Array | None, plan: Plan, eps: float) -> Stats:
@@ -50,32 +59,46 @@ def statistics(v: Verbs, x: Array, mask: Array | None, plan: Plan, eps: float) -
     if mask is not None:
         return _carefully(v, x, mask, plan, eps)
     quick, good = _quickly(v, x, plan, eps)
-    count, few = quick.count, quick[:-1]
+    chosen: Stats = v.choose(v.all(good), quick, lambda: mended(v, x, quick, good, plan, eps))
+    return chosen
 
-    def mend() -> tuple[Array, ...]:
-        careful = _carefully(v, x, None, plan, eps)[:-1]
-        return tuple(v.where(good, a, b) for a, b in zip(few, careful, strict=True))
 
-    power, shift, residual, variance, rstd = v.cond(v.all(good), lambda: few, mend)
-    return Stats(power, shift, residual, variance, rstd, count)
+def mended(v: Verbs, x: Array, quick: Stats, good: Array, plan: Plan, eps: float) -> Stats:
+    """The quick statistics where they are good, careful ones elsewhere."""
+    full, careful = filled(v, quick), _carefully(v, x, None, plan, eps)
+    power, shift, residual, variance, rstd = (v.where(good, a, b) for a, b in zip(full[:-1], careful[:-1], strict=True))
+    return Stats(power, shift, residual, variance, rstd, full.count)
+
+
+def filled(v: Verbs, stats: Stats) -> Stats:
+    """The same with nothing left out, for frameworks in which both ways must look alike."""
+    neutral = {
+        "power": v.ones_like(stats.rstd),
+        "shift": v.zeros_like(stats.rstd),
+        "residual": v.zeros_like(stats.rstd),
+    }
+    return stats._replace(**{name: value for name, value in neutral.items() if getattr(stats, name) is None})
 
 
 def _quickly(v: Verbs, x: Array, plan: Plan, eps: float) -> tuple[Stats, Array]:
     """Statistics about 0, and for which groups they are good."""
     runs, fmt = _Runs(v, x, plan), FORMATS[v.dtype(x)]
     count = runs.count()
-    d = runs.fold(x)
+    d, residual = runs.fold(x), None
     if plan.removes_mean:
         residual = runs.group(v.sum, d) / count
         d = d - runs.spread(residual)
     variance = runs.group(v.sum, d * d) / count
-    one, zero = v.ones_like(variance), v.zeros_like(variance)
-    residual = residual if plan.removes_mean else zero
-    good = (residual * residual <= GOOD_SHIFT**2 * variance) & (variance <= fmt.high)
+    rstd = 1.0 / v.sqrt(v.maximum(variance + eps, fmt.tiny)) if plan.removes_scale else v.ones_like(variance)
+    return Stats(None, None, residual, variance, rstd, count), are_good(residual, variance, plan, eps, fmt)
+
+
+def are_good(mean: Array | None, variance: Array, plan: Plan, eps: float, fmt: Format) -> Array:
+    """For which groups statistics about 0 keep the precision contract."""
+    good = variance <= fmt.high
     if plan.removes_scale and eps < fmt.low:
         good = good & (variance >= fmt.low)
-    rstd = 1.0 / v.sqrt(v.maximum(variance + eps, fmt.tiny)) if plan.removes_scale else one
-    return Stats(one, zero, residual, variance, rstd, count), good
+    return good if mean is None else good & (mean * mean <= GOOD_SHIFT**2 * variance)
 
 
 def _carefully(v: Verbs, x: Array, mask: Array | None, plan: Plan, eps: float) -> Stats:
@@ -122,15 +145,16 @@ def forward(v: Verbs, x: Array, scale: Array | None, offset: Array | None, stats
     runs = _Runs(v, x, plan)
     d = runs.differences(x, stats)
     if not plan.folds:
-        h = (d - stats.residual if plan.removes_mean else d) * stats.rstd
-        h = h if scale is None else h * scale
-        return h if offset is None else h + offset
+        h = (d if stats.residual is None else d - stats.residual) * stats.rstd
+        if scale is None:
+            return h if offset is None else h + offset
+        return h * scale if offset is None else v.multiply_add(h, scale, offset)
     factor = stats.rstd if scale is None else stats.rstd * scale
-    y = d * runs.spread(factor)
-    summand = -stats.residual * factor if plan.removes_mean else None
+    summand = None if stats.residual is None else -stats.residual * factor
     if offset is not None:
         summand = offset if summand is None else summand + offset
-    return runs.unfold(y if summand is None else y + runs.spread(summand))
+    factor = runs.spread(factor)
+    return runs.unfold(d * factor if summand is None else v.multiply_add(d, factor, runs.spread(summand)))
 
 
 def backward(
@@ -143,19 +167,21 @@ def backward(
     runs = _Runs(v, x, plan)
     d, dy = runs.differences(x, stats), runs.fold(dy)
     sum_dy = runs.inner_sum(dy)
-    sum_dy_h = (runs.inner_sum(dy * d) - stats.residual * sum_dy) * stats.rstd
+    sum_dy_d = runs.inner_sum(dy * d)
+    sum_dy_h = (sum_dy_d if stats.residual is None else sum_dy_d - stats.residual * sum_dy) * stats.rstd
     dscale, doffset = runs.sum_to_affine(sum_dy_h), runs.sum_to_affine(sum_dy)
 
     g, g_h = (sum_dy, sum_dy_h) if scale is None else (sum_dy * scale, sum_dy_h * scale)
-    slope = stats.power * stats.rstd
+    slope = stats.slope()
     zero = v.zeros_like(stats.rstd)
-    mean_g = runs.sum_to_group(g) / stats.count if plan.removes_mean else zero
-    mean_g_h = runs.sum_to_group(g_h) / stats.count if plan.removes_scale else zero
-    along = slope * stats.rstd * mean_g_h
-    taken = d * runs.spread(-along) + runs.spread(along * stats.residual - slope * mean_g)
+    along = slope * stats.rstd * runs.sum_to_group(g_h) / stats.count if plan.removes_scale else zero
+    summand = zero if stats.residual is None else along * stats.residual
+    if plan.removes_mean:
+        summand = summand - slope * (runs.sum_to_group(g) / stats.count)
+    taken = v.multiply_add(d, runs.spread(-along), runs.spread(summand))
     if mask is not None:
         taken = v.where(runs.fold(mask), taken, 0.0)
-    dx = dy * runs.spread(slope if scale is None else slope * scale) + taken
+    dx = v.multiply_add(dy, runs.spread(slope if scale is None else slope * scale), taken)
     return runs.unfold(dx), dscale, doffset
 
 
@@ -163,6 +189,7 @@ def moments_backward(
     v: Verbs, x: Array, dmean: Array, dvariance: Array, mask: Array | None, stats: Stats, plan: Plan
 ) -> Array:
     """dx of mean and variance: (dmean + 2 * dvariance * (x - mean)) / count."""
+    stats = filled(v, stats)
     centred = ((x * stats.power - stats.shift) - stats.residual) / stats.power
     dx = (dmean + 2.0 * dvariance * centred) / stats.count
     return dx if mask is None else v.where(mask, dx, 0.0)
@@ -184,7 +211,8 @@ def tangent(
     rstd * (t - mean(t) - h * mean(t * h)) * scale + h * t_scale + t_offset
     """
     runs = _Runs(v, x, plan)
-    h = (runs.differences(x, stats) - runs.spread(stats.residual)) * runs.spread(stats.rstd)
+    h = runs.differences(x, stats)
+    h = (h if stats.residual is None else h - runs.spread(stats.residual)) * runs.spread(stats.rstd)
     t = runs.fold(t)
     valid = t if mask is None else v.where(runs.fold(mask), t, 0.0)
     out = t
@@ -192,7 +220,7 @@ def tangent(
         out = out - runs.spread(runs.sum_to_group(runs.inner_sum(valid)) / stats.count)
     if plan.removes_scale:
         out = out - h * runs.spread(runs.sum_to_group(runs.inner_sum(valid * h)) / stats.count)
-    slope = stats.power * stats.rstd
+    slope = stats.slope()
     out = out * runs.spread(slope if scale is None else slope * scale)
     if t_scale is not None:
         out = out + h * runs.spread(t_scale)
@@ -201,8 +229,7 @@ def tangent(
 
 def given(v: Verbs, mean: Array, variance: Array, eps: float) -> Stats:
     """Statistics from outside (running ones, say), in the form of those computed here."""
-    one = v.ones_like(mean)
-    return Stats(one, mean, v.zeros_like(mean), variance, 1.0 / v.sqrt(variance + eps), 1.0)
+    return Stats(None, mean, None, variance, 1.0 / v.sqrt(variance + eps), 1.0)
 
 
 def _power_of_two(v: Verbs, largest: Array, top: int, fmt: Format) -> Array:
@@ -240,15 +267,19 @@ class _Runs:
         return self.v.reshape(self.v.broadcast_to(small, self.varying), self.spreaded)
 
     def differences(self, x: Array, stats: Stats) -> Array:
-        d = self.fold(x) * self.spread(stats.power)
-        return d - self.spread(stats.shift) if self.plan.removes_mean else d
+        d = self.fold(x)
+        if stats.power is not None:
+            d = d * self.spread(stats.power)
+        return d if stats.shift is None else d - self.spread(stats.shift)
 
     def group(self, verb: Callable[[Array], Array], folded: Array) -> Array:
-        return self._reduce(verb, self.unfold(folded), self.extents, lambda run: run.reduced)
+        """One number a group: first over what is constant in scale / sqrt(var), then over the rest, which is small."""
+        inner = self._reduce(verb, folded, self.extents, lambda run: not varies(run))
+        return self._reduce(verb, inner, self.varying, lambda run: run.reduced)
 
     def inner_sum(self, folded: Array) -> Array:
         """The sum over what is constant in scale / sqrt(var), in the runs' shape."""
-        return self._reduce(self.v.sum, self.unfold(folded), self.extents, lambda run: not varies(run))
+        return self._reduce(self.v.sum, folded, self.extents, lambda run: not varies(run))
 
     def sum_to_group(self, inner: Array) -> Array:
         return self._reduce(self.v.sum, inner, self.varying, lambda run: run.reduced)
@@ -259,10 +290,13 @@ class _Runs:
     def _reduce(
         self, verb: Callable[[Array], Array], x: Array, lengths: Sequence[Any], taken: Callable[[Run], bool]
     ) -> Array:
-        """Reduce the runs that `taken` names to length 1, outermost first."""
-        for reduced, run in blocks(self.plan, taken):
+        """Reduce the runs that `taken` names to length 1: what lies contiguously first, then from the outermost on."""
+        parts = [run for reduced, run in blocks(self.plan, taken) if reduced]
+        if parts and parts[-1][-1] == len(self.plan.runs) - 1:
+            parts = [parts[-1], *parts[:-1]]
+        for run in parts:
             inside = _product(lengths[i] for i in run)
-            if not reduced or (isinstance(inside, int) and inside == 1):
+            if isinstance(inside, int) and inside == 1:
                 continue
             before, after = lengths[: run[0]], lengths[run[-1] + 1 :]
             x = verb(self.v.reshape(x, [_product(before), inside, _product(after)]))

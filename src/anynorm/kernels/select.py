@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..plan import Plan
 from ..precision import statistics_dtype
 
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
-KERNELS = ("composed",)
+KERNELS = ("native", "composed")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def select(plan: Plan, framework: str, device: str, dtype: str, forced: str | No
     >>> from anynorm import NormSpec
     >>> from anynorm.plan import plan
     >>> select(plan(NormSpec.of("... [c]"), (4, 64)), "torch", "cpu", "float32").kernel
-    'composed'
+    'native'
     """
     if framework not in FRAMEWORKS:
         raise ValueError(f'"{framework}" is none of the frameworks: {", ".join(FRAMEWORKS)}')
@@ -40,9 +41,29 @@ def select(plan: Plan, framework: str, device: str, dtype: str, forced: str | No
     statistics_dtype(dtype)
     if forced is not None and forced not in KERNELS:
         raise ValueError(f'there is no kernel "{forced}"; there are {", ".join(KERNELS)}')
-    if plan.empty:
-        return Choice("composed", "the array is empty; there is nothing to compute")
+    why_not = _why_not_native(plan, framework, device)
+    if forced == "native" and why_not:
+        raise ValueError(f"the native kernel cannot run here: {why_not}")
+    if not why_not and forced != "composed":
+        return Choice(
+            "native",
+            f"{framework}'s own kernel for rows, statistics in {work}; rows outside its precise range go to composed",
+        )
     return Choice(
-        "composed",
-        f"the formula in {framework}'s own primitives on {device}, statistics in {work}; no other kernel exists",
+        "composed", f"the formula in {framework}'s own operations on {device}, statistics in {work}; {why_not}"
     )
+
+
+def _why_not_native(plan: Plan, framework: str, device: str) -> str:
+    """The reason why the framework's own kernel does not serve; empty where it does."""
+    if framework != "torch":
+        return f"{framework} has no kernel of its own that keeps the precision"
+    if device != "cpu":
+        return "torch's own kernel was not measured on other devices"
+    if plan.empty:
+        return "the array is empty"
+    if not (plan.removes_mean and plan.removes_scale):
+        return "torch's own kernel removes both moments"
+    if any(run.extent is None for run in plan.runs) or not re.fullmatch("k?K?(Rr?|r)", plan.labels):
+        return "the elements that share a statistic do not lie in a row"
+    return ""

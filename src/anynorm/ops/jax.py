@@ -42,8 +42,12 @@ class Verbs:
         return jnp.maximum(jnp.asarray(n, "float32"), 1)
 
     @staticmethod
-    def cond(yes: Array, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-        return lax.cond(yes, then, otherwise)
+    def choose(quick_is_good: Array, quick: composed.Stats, mend: Callable[[], composed.Stats]) -> composed.Stats:
+        return lax.cond(quick_is_good, lambda: composed.filled(Verbs, quick), mend)
+
+    @staticmethod
+    def multiply_add(x: Array, factor: Array, summand: Array) -> Array:
+        return x * factor + summand
 
     @staticmethod
     def view(x: Array, dtype: str) -> Array:

@@ -39,8 +39,12 @@ class Verbs:
         return bool(x.all())
 
     @staticmethod
-    def cond(yes: bool, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-        return then() if yes else otherwise()
+    def choose(quick_is_good: bool, quick: Any, mend: Callable[[], Any]) -> Any:
+        return quick if quick_is_good else mend()
+
+    @staticmethod
+    def multiply_add(x: Array, factor: Array, summand: Array) -> Array:
+        return x * factor + summand
 
     @staticmethod
     def constant(x: Array) -> Array:

@@ -55,8 +55,16 @@ class Verbs:
         return tf.bitcast(x, dtype)
 
     @staticmethod
-    def cond(yes: Array, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-        return tf.cond(yes, then, otherwise)
+    def choose(quick_is_good: Array, quick: composed.Stats, mend: Callable[[], composed.Stats]) -> composed.Stats:
+        if tf.executing_eagerly():
+            return quick if quick_is_good else mend()
+        whole = composed.filled(Verbs, quick)
+        power, shift, residual, variance, rstd = tf.cond(quick_is_good, lambda: whole[:-1], lambda: mend()[:-1])
+        return composed.Stats(power, shift, residual, variance, rstd, quick.count)
+
+    @staticmethod
+    def multiply_add(x: Array, factor: Array, summand: Array) -> Array:
+        return x * factor + summand
 
     @staticmethod
     def sum(x: Array) -> Array:

@@ -44,36 +44,47 @@ def normalize(
     """y, mean and variance; the two statistics carry no gradient (`moments` does)."""
     if is_traced():
         return normalize_traced(x, scale, offset, mask, spec.encode(), eps)
-    y, mean, variance = _Normalize.apply(x, scale, offset, mask, torch_arrays.plan_of(x, spec), eps)
+    y, mean, variance, *_ = _Normalize.apply(x, scale, offset, mask, torch_arrays.plan_of(x, spec), eps)
     return y, mean, variance
 
 
 class _Normalize(torch.autograd.Function):
-    """y = (x - mean) * rstd * scale + offset with its own gradient rule."""
+    """y = (x - mean) * rstd * scale + offset with its own gradient rule.
+
+    Behind y, mean and variance come the statistics for the gradient; an empty tensor stands for one that is left out.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Array, scale: Array, offset: Array, mask: Array, plan: Plan, eps: float) -> tuple[Array, ...]:
-        return torch_arrays.forward(x, scale, offset, mask, plan, eps)
+        *out, stats = torch_arrays.forward(x, scale, offset, mask, plan, eps)
+        kept = [None] * 6 if stats is None else [*stats[:-1], stats.count if mask is not None else None]
+        return *out, *(x.new_empty(0) if a is None else a for a in kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
         *arrays, ctx.plan, ctx.eps = inputs
-        ctx.save_for_backward(*arrays)
+        ctx.save_for_backward(*arrays, *output[3:])
         ctx.save_for_forward(*arrays)
         ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Array) -> tuple[Array | None, ...]:
-        x, scale, offset, mask = ctx.saved_tensors
-        return *torch_arrays.backward(x, grads[0], scale, offset, mask, ctx.plan, ctx.eps), None, None, None
+        x, scale, offset, mask, *kept = ctx.saved_tensors
+        stats = None
+        if not torch.is_grad_enabled():
+            power, shift, residual, variance, rstd, count = (None if a.numel() == 0 else a for a in kept)
+            count = float(ctx.plan.count) if mask is None else count
+            stats = composed.Stats(power, shift, residual, variance, rstd, count)
+        out = torch_arrays.backward(x, grads[0], scale, offset, mask, ctx.plan, ctx.eps, stats)
+        return *out, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, t: Array, t_scale: Array, t_offset: Array, *_: Any) -> tuple[Array | None, ...]:
         x, scale, _, mask = ctx.saved_tensors
         t = torch.zeros_like(x) if t is None else t
-        return torch_arrays.tangent(x, t, scale, t_scale, t_offset, mask, ctx.plan, ctx.eps), None, None
+        return torch_arrays.tangent(x, t, scale, t_scale, t_offset, mask, ctx.plan, ctx.eps), *[None] * 8
 
 
 def moments(x: Array, mask: Array | None, spec: NormSpec) -> tuple[Array, Array]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ..kernels import composed
+from ..kernels import composed, torch_native
+from ..kernels.select import select
 from ..plan import Plan
 from ..plan import plan as make_plan
 from ..precision import statistics_dtype
@@ -56,8 +57,12 @@ class Verbs:
             return False
 
     @staticmethod
-    def cond(yes: bool, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-        return then() if yes else otherwise()
+    def choose(quick_is_good: bool, quick: Any, mend: Callable[[], Any]) -> Any:
+        return quick if quick_is_good else mend()
+
+    @staticmethod
+    def multiply_add(x: Array, factor: Array, summand: Array) -> Array:
+        return torch.addcmul(summand, x, factor)
 
     @staticmethod
     def sum(x: Array) -> Array:
@@ -90,35 +95,61 @@ def plan_of(x: Array, spec: NormSpec) -> Plan:
 
 def forward(
     x: Array, scale: Array | None, offset: Array | None, mask: Array | None, plan: Plan, eps: float
-) -> tuple[Array, Array, Array]:
-    """y, mean and variance."""
+) -> tuple[Array, Array, Array, composed.Stats | None]:
+    """y, mean and variance over the kept axes, and what the gradient needs."""
     if plan.empty:
         nothing = x.new_zeros(plan.kept.shape, dtype=_work(x))
-        return x.clone(), nothing, nothing.clone()
+        return x.clone(), nothing, nothing.clone(), None
     runs, scale, offset, mask = enter(x, scale, offset, mask, plan)
-    stats = composed.statistics(Verbs, runs, mask, plan, eps)
-    y = layout.from_runs(Verbs, composed.forward(Verbs, runs, scale, offset, stats, plan), x, plan).to(x.dtype)
-    return y, *means(x, stats, plan)
+    if mask is None and _is_native(x, plan):
+        y, stats, good = torch_native.forward(runs, scale, offset, plan, eps)
+        if not Verbs.all(good):
+            stats = composed.mended(Verbs, runs, stats, good, plan, eps)
+            y = torch.where(good, y, composed.forward(Verbs, runs, scale, offset, stats, plan))
+    else:
+        stats = composed.statistics(Verbs, runs, mask, plan, eps)
+        y = composed.forward(Verbs, runs, scale, offset, stats, plan)
+    return layout.from_runs(Verbs, y, x, plan).to(x.dtype), *means(x, stats, plan), stats
 
 
 def backward(
-    x: Array, dy: Array, scale: Array | None, offset: Array | None, mask: Array | None, plan: Plan, eps: float
+    x: Array,
+    dy: Array,
+    scale: Array | None,
+    offset: Array | None,
+    mask: Array | None,
+    plan: Plan,
+    eps: float,
+    stats: composed.Stats | None = None,
 ) -> tuple[Array, Array | None, Array | None]:
     """dx, dscale and doffset.
 
-    Differentiable in turn: the statistics are computed anew from x, so that they carry their own gradient.
+    Without `stats` they are computed anew from x and carry their own gradient, so that this one is differentiable.
     """
     if plan.empty:
         return dy.clone(), *(None if s is None else torch.zeros_like(s) for s in (scale, offset))
     runs, scale_runs, _, mask = enter(x, scale, None, mask, plan)
-    stats = composed.statistics(Verbs, runs, mask, plan, eps)
     dy = layout.to_runs(Verbs, dy, plan).to(runs.dtype)
-    dx, *small = composed.backward(Verbs, runs, dy, scale_runs, mask, stats, plan)
+    native = stats is not None and mask is None and _is_native(x, plan)
+    if stats is None:
+        stats = composed.statistics(Verbs, runs, mask, plan, eps)
+    if native and stats.power is None:
+        dx, *small = torch_native.backward(runs, dy, scale_runs, stats.residual, stats.rstd, plan)
+    else:
+        dx, *small = composed.backward(Verbs, runs, dy, scale_runs, mask, stats, plan)
+        if native:
+            # Rows that the native kernel did well get its gradient too, whatever their neighbours needed.
+            good = (stats.power == 1) & (stats.shift == 0)
+            dx = torch.where(good, torch_native.backward(runs, dy, scale_runs, stats.residual, stats.rstd, plan)[0], dx)
     dscale, doffset = (
         None if s is None else layout.small_from_runs(Verbs, d, plan.affine, s, plan).to(s.dtype)
         for d, s in zip(small, (scale, offset), strict=True)
     )
     return layout.from_runs(Verbs, dx, x, plan).to(x.dtype), dscale, doffset
+
+
+def _is_native(x: Array, plan: Plan) -> bool:
+    return select(plan, "torch", x.device.type, Verbs.dtype(x)).kernel == "native"
 
 
 def tangent(

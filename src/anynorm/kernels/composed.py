@@ -228,8 +228,9 @@ def tangent(
 
 
 def given(v: Verbs, mean: Array, variance: Array, eps: float) -> Stats:
-    """Statistics from outside (running ones, say), in the form of those computed here."""
-    return Stats(None, mean, None, variance, 1.0 / v.sqrt(variance + eps), 1.0)
+    """Mean and variance from outside (running ones, say), in the form of those computed here."""
+    rstd = 1.0 / v.sqrt(v.maximum(variance + eps, FORMATS[v.dtype(variance)].tiny))
+    return Stats(None, mean, None, variance, rstd, 1.0)
 
 
 def _power_of_two(v: Verbs, largest: Array, top: int, fmt: Format) -> Array:

@@ -144,7 +144,7 @@ def moments(x: Array, mask: Array | None, spec: NormSpec) -> tuple[Array, Array]
 def apply(
     x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, spec: NormSpec, eps: float
 ) -> Array:
-    """Normalize with statistics given from outside, over the sentence's kept axes."""
+    """Normalize with mean and variance given from outside, over the sentence's kept axes."""
     plan = make_plan(spec, shape(x))
     runs, scale, offset, _ = _enter(x, scale, offset, None, plan)
     mean, variance = (layout.small_to_runs(Verbs, s, plan.kept, plan, x, affine=False) for s in (mean, variance))

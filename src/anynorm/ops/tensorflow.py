@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import tensorflow as tf
@@ -17,6 +18,8 @@ from . import layout
 Array = Any
 # Rows that are added one after the other; another number of about that size where it divides what there is.
 _BLOCK = 64
+# Elements from which on a graph of known shape has a normalization compiled: a step then saves 10 ms and more.
+_WORTH_COMPILING = 2**20
 _BLOCKS = sorted(range(24, 160), key=lambda b: abs(b - _BLOCK))
 
 
@@ -122,31 +125,15 @@ def normalize(
     """y, mean and variance; the two statistics carry no gradient (`moments` does)."""
     plan = make_plan(spec, shape(x))
 
+    forward, backward = (_in_graph(function, x, plan, eps) for function in (_forward, _backward))
+
     @tf.custom_gradient
     def run(x: Array, *small: Array) -> tuple[Any, Callable[..., Any]]:
         scale_here, offset_here = _fill(small, (scale, offset))
-
-        def forward() -> tuple[Array, ...]:
-            runs, scale_runs, offset_runs, runs_mask = _enter(x, scale_here, offset_here, mask, plan)
-            stats = composed.statistics(Verbs, runs, runs_mask, plan, eps)
-            y = composed.forward(Verbs, runs, scale_runs, offset_runs, stats, plan)
-            return tf.cast(layout.from_runs(Verbs, y, x, plan), x.dtype), *_moments(x, stats, plan), stats
-
-        y, mean, variance, stats = _fused(forward, x)
+        y, mean, variance, stats = forward(x, scale_here, offset_here, mask)
 
         def grad(dy: Array, *_: Array) -> list[Array]:
-            def backward() -> list[Array]:
-                runs, scale_runs, _, runs_mask = _enter(x, scale_here, None, mask, plan)
-                dy_runs = tf.cast(layout.to_runs(Verbs, dy, plan), runs.dtype)
-                dx, *dsmall = composed.backward(Verbs, runs, dy_runs, scale_runs, runs_mask, stats, plan)
-                dx = tf.cast(layout.from_runs(Verbs, dx, x, plan), x.dtype)
-                return [dx] + [
-                    tf.cast(layout.small_from_runs(Verbs, d, plan.affine, like, plan), like.dtype)
-                    for d, like in zip(dsmall, (scale_here, offset_here), strict=True)
-                    if like is not None
-                ]
-
-            return list(_fused(backward, x))
+            return [d for d in backward(x, dy, scale_here, offset_here, mask, stats) if d is not None]
 
         return (y, tf.stop_gradient(mean), tf.stop_gradient(variance)), grad
 
@@ -163,7 +150,7 @@ def moments(x: Array, mask: Array | None, spec: NormSpec) -> tuple[Array, Array]
 def apply(
     x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, spec: NormSpec, eps: float
 ) -> Array:
-    """Normalize with statistics given from outside, over the sentence's kept axes."""
+    """Normalize with mean and variance given from outside, over the sentence's kept axes."""
     plan = make_plan(spec, shape(x))
     runs, scale, offset, _ = _enter(x, scale, offset, None, plan)
     mean, variance = (
@@ -173,15 +160,53 @@ def apply(
     return tf.cast(layout.from_runs(Verbs, y, x, plan), x.dtype)
 
 
-def _fused(compute: Callable[[], Any], x: Array) -> Any:
-    """`compute()`, compiled by XLA within a graph that knows x's shape.
+def _forward(
+    x: Array, scale: Array | None, offset: Array | None, mask: Array | None, plan: Plan, eps: float
+) -> tuple[Array, Array, Array, composed.Stats]:
+    """y, mean and variance, and the statistics that the gradient needs."""
+    runs, scale, offset, mask = _enter(x, scale, offset, mask, plan)
+    stats = composed.statistics(Verbs, runs, mask, plan, eps)
+    y = composed.forward(Verbs, runs, scale, offset, stats, plan)
+    mean, variance = _moments(x, stats, plan)
+    return tf.cast(layout.from_runs(Verbs, y, x, plan), x.dtype), mean, variance, stats
 
-    A graph runs one pass over memory an operation; XLA makes three of twenty. It compiles for each shape anew, so a
-    graph of unknown dimensions, which may see a thousand shapes, keeps to single operations, and so does eager mode.
+
+def _backward(
+    x: Array,
+    dy: Array,
+    scale: Array | None,
+    offset: Array | None,
+    mask: Array | None,
+    stats: composed.Stats,
+    plan: Plan,
+    eps: float,
+) -> list[Array | None]:
+    """dx, dscale and doffset."""
+    runs, scale_runs, _, runs_mask = _enter(x, scale, None, mask, plan)
+    dy = tf.cast(layout.to_runs(Verbs, dy, plan), runs.dtype)
+    dx, *small = composed.backward(Verbs, runs, dy, scale_runs, runs_mask, stats, plan)
+    return [tf.cast(layout.from_runs(Verbs, dx, x, plan), x.dtype)] + [
+        None if like is None else tf.cast(layout.small_from_runs(Verbs, d, plan.affine, like, plan), like.dtype)
+        for d, like in zip(small, (scale, offset), strict=True)
+    ]
+
+
+def _in_graph(function: Callable[..., Any], x: Array, plan: Plan, eps: float) -> Callable[..., Any]:
+    """`function` for this plan, compiled by XLA within a graph that knows x's shape and in which x is large.
+
+    A graph goes over memory once for every operation; XLA makes three passes of twenty. But it takes half a second to
+    compile each shape, which a small array never gives back, and neither does a graph of unknown dimensions, which may
+    see a thousand shapes, nor eager mode.
     """
-    if tf.executing_eagerly() or not x.shape.is_fully_defined():
-        return compute()
-    return tf.function(compute, jit_compile=True, autograph=False)()
+    if tf.executing_eagerly() or not x.shape.is_fully_defined() or x.shape.num_elements() < _WORTH_COMPILING:
+        return partial(function, plan=plan, eps=eps)
+    return _compiled(function, plan, eps)
+
+
+@lru_cache(maxsize=256)
+def _compiled(function: Callable[..., Any], plan: Plan, eps: float) -> Callable[..., Any]:
+    """One for all layers of a shape, so that a network compiles each shape once."""
+    return tf.function(partial(function, plan=plan, eps=eps), jit_compile=True, autograph=False)  # type: ignore
 
 
 def _fill(values: tuple[Array, ...], places: tuple[Array | None, ...]) -> list[Array | None]:

@@ -98,7 +98,7 @@ normalize_traced, moments_traced = torch_compile.normalize, torch_compile.moment
 def apply(
     x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, spec: NormSpec, eps: float
 ) -> Array:
-    """Normalize with statistics given from outside, over the sentence's kept axes."""
+    """Normalize with mean and variance given from outside, over the sentence's kept axes."""
     plan = torch_arrays.plan_of(x, spec)
     runs, scale, offset, _ = torch_arrays.enter(x, scale, offset, None, plan)
     mean, variance = (torch_arrays.kept_to_runs(s, x, plan) for s in (mean, variance))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .pattern import parse
 from .spec import MOMENTS, NormSpec
 
 
@@ -42,10 +41,10 @@ class Entry:
 
 CATALOGUE: dict[str, Entry] = {
     "batch": Entry("[...] c", "batch normalization", "Ioffe, Szegedy 2015, arXiv:1502.03167", "[n] c [...]"),
-    "layer": Entry("n [...]", "layer normalization over a sample", "Ba et al. 2016, arXiv:1607.06450", affine=""),
-    "layer_last": Entry("... [c]", "layer normalization over the last axis", "Ba et al. 2016, arXiv:1607.06450"),
+    "layer": Entry("n [...]", "layer normalization", "Ba et al. 2016, arXiv:1607.06450", affine=""),
+    "layer_last": Entry("... [c]", "layer normalization, last axis", "Ba et al. 2016, arXiv:1607.06450"),
     "layer_channels": Entry(
-        "... [c]", "layer normalization over channels", "Liu et al. 2022, arXiv:2201.03545", "n [c] ..."
+        "... [c]", "layer normalization, channels", "Liu et al. 2022, arXiv:2201.03545", "n [c] ..."
     ),
     "instance": Entry("n [...] c", "instance normalization", "Ulyanov et al. 2016, arXiv:1607.08022", "n c [...]"),
     "group": Entry(
@@ -149,12 +148,3 @@ def group(axis: int | Iterable[int], rank: int, groups: int | None) -> NormSpec:
     for i in axes[1:]:
         names[i] = f"[a{i}]"
     return NormSpec.of(" ".join(names), affine=" ".join(carriers), g=groups)
-
-
-def named(text: str) -> NormSpec:
-    """A sentence, or the name of a catalogue entry."""
-    if text in CATALOGUE:
-        entry = CATALOGUE[text]
-        return entry.spec(False, **dict(entry.sizes))
-    parse(text)
-    return NormSpec.of(text)

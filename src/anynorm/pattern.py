@@ -110,7 +110,7 @@ def parse(text: str) -> Pattern:
     bracket = paren = -1
     bracket_in_paren = False
     bracket_filled = False
-    for token, at in _tokens(text):
+    for token, at in tokens(text):
         if token == "[":
             if bracket >= 0:
                 raise PatternError("square brackets do not nest", text, at)
@@ -158,7 +158,8 @@ def parse(text: str) -> Pattern:
     return Pattern(tuple(dims))
 
 
-def _tokens(text: str) -> Iterator[tuple[str, int]]:
+def tokens(text: str) -> Iterator[tuple[str, int]]:
+    """The words and brackets of a sentence, each with its place."""
     for match in _TOKEN.finditer(text):
         token, stray = match.groups()
         if stray is not None:

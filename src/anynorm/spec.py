@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
-from .pattern import ELLIPSIS, Pattern, PatternError, parse
+from .pattern import ELLIPSIS, Pattern, PatternError, parse, tokens
 
 MOMENTS = ("mean", "scale")
 
@@ -83,8 +85,8 @@ class NormSpec:
 
     def __repr__(self) -> str:
         words = [repr(self.text)]
-        if self.affine_text is not None:
-            words.append(f"affine={self.affine_text!r}")
+        if self.affine_text is not None or _default_affine(self.pattern) is not None:
+            words.append(f"affine={self.affine_text or ''!r}")
         if self.remove != MOMENTS:
             words.append(f"remove={self.remove!r}")
         words += [f"{name}={size}" for name, size in self.sizes]
@@ -102,7 +104,18 @@ def spec_of(
         affine = " ".join(affine)
     if isinstance(remove, str):
         remove = (remove,)
-    return _spec(pattern, affine, tuple(remove), tuple(sorted(sizes)))
+    return _spec(pattern, affine, tuple(remove), tuple(sorted((name, _length(name, size)) for name, size in sizes)))
+
+
+def _length(name: str, size: Any) -> int:
+    """Checked outside the cache, for which 4, 4.0 and True would be as good as 4 and 1."""
+    try:
+        length = operator.index(size)
+    except TypeError:
+        length = 0
+    if isinstance(size, bool) or length < 1:
+        raise ValueError(f"the size {name}={size!r} must be a positive whole number")
+    return length
 
 
 @lru_cache(maxsize=4096)
@@ -121,8 +134,6 @@ def _spec(text: str, affine_text: str | None, remove: tuple[str, ...], sizes: tu
             raise ValueError(
                 f'the size {name}={size} names no axis of "{text}"; its axes are {", ".join(pattern.names)}'
             )
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"the size {name}={size!r} must be a positive whole number")
     affine = _default_affine(pattern) if affine_text is None else _affine(affine_text, pattern, text)
     return NormSpec(
         str(pattern), None if affine is None else str(affine), tuple(m for m in MOMENTS if m in remove), sizes
@@ -144,8 +155,9 @@ def _affine(affine_text: str, pattern: Pattern, text: str) -> Pattern | None:
         raise PatternError("affine takes no square brackets", affine_text, affine_text.index("["))
     order = {name: i for i, name in enumerate(pattern.names)}
     last = -1
+    places = dict(tokens(affine_text))
     for name in affine.names:
-        at = affine_text.index(name)
+        at = places[name]
         if name not in order:
             raise PatternError(f'"{name}" is no axis of the pattern "{text}"', affine_text, at)
         if order[name] < last:

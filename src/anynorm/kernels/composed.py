@@ -56,6 +56,8 @@ class Stats(NamedTuple):
 
 def statistics(v: Verbs, x: Array, mask: Array | None, plan: Plan, eps: float) -> Stats:
     """The statistics of every group; differentiable, with power and shift as constants."""
+    if plan.empty:
+        return filled(v, _quickly(v, x, plan, eps)[0])
     if mask is not None:
         return _carefully(v, x, mask, plan, eps)
     quick, good = _quickly(v, x, plan, eps)
@@ -98,7 +100,10 @@ def are_good(mean: Array | None, variance: Array, plan: Plan, eps: float, fmt: F
     good = variance <= fmt.high
     if plan.removes_scale and eps < fmt.low:
         good = good & (variance >= fmt.low)
-    return good if mean is None else good & (mean * mean <= GOOD_SHIFT**2 * variance)
+    if mean is None:
+        return good
+    # Below 1e-19 the squares of both are 0 in float32, which says nothing about their ratio.
+    return good & (mean * mean <= GOOD_SHIFT**2 * variance) & ((variance > 0) | (mean == 0))
 
 
 def _carefully(v: Verbs, x: Array, mask: Array | None, plan: Plan, eps: float) -> Stats:
@@ -140,10 +145,12 @@ def _carefully(v: Verbs, x: Array, mask: Array | None, plan: Plan, eps: float) -
     return Stats(power, shift, residual, variance, rstd, count)
 
 
-def forward(v: Verbs, x: Array, scale: Array | None, offset: Array | None, stats: Stats, plan: Plan) -> Array:
+def forward(
+    v: Verbs, x: Array, scale: Array | None, offset: Array | None, stats: Stats, plan: Plan, mask: Array | None = None
+) -> Array:
     """y = (x - mean) * rstd * scale + offset."""
     runs = _Runs(v, x, plan)
-    d = runs.differences(x, stats)
+    d = runs.differences(x, stats, mask)
     if not plan.folds:
         h = (d if stats.residual is None else d - stats.residual) * stats.rstd
         if scale is None:
@@ -165,7 +172,7 @@ def backward(
     The sums over a channel come first: they are dscale and doffset, and the group's two means follow from them.
     """
     runs = _Runs(v, x, plan)
-    d, dy = runs.differences(x, stats), runs.fold(dy)
+    d, dy = runs.differences(x, stats, mask), runs.fold(dy)
     sum_dy = runs.inner_sum(dy)
     sum_dy_d = runs.inner_sum(dy * d)
     sum_dy_h = (sum_dy_d if stats.residual is None else sum_dy_d - stats.residual * sum_dy) * stats.rstd
@@ -211,15 +218,18 @@ def tangent(
     rstd * (t - mean(t) - h * mean(t * h)) * scale + h * t_scale + t_offset
     """
     runs = _Runs(v, x, plan)
-    h = runs.differences(x, stats)
+    h = runs.differences(x, stats, mask)
     h = (h if stats.residual is None else h - runs.spread(stats.residual)) * runs.spread(stats.rstd)
     t = runs.fold(t)
-    valid = t if mask is None else v.where(runs.fold(mask), t, 0.0)
+
+    def valid(values: Array) -> Array:
+        return values if mask is None else v.where(runs.fold(mask), values, 0.0)
+
     out = t
     if plan.removes_mean:
-        out = out - runs.spread(runs.sum_to_group(runs.inner_sum(valid)) / stats.count)
+        out = out - runs.spread(runs.sum_to_group(runs.inner_sum(valid(t))) / stats.count)
     if plan.removes_scale:
-        out = out - h * runs.spread(runs.sum_to_group(runs.inner_sum(valid * h)) / stats.count)
+        out = out - h * runs.spread(runs.sum_to_group(runs.inner_sum(valid(t * h))) / stats.count)
     slope = stats.slope()
     out = out * runs.spread(slope if scale is None else slope * scale)
     if t_scale is not None:
@@ -244,7 +254,7 @@ class _Runs:
     """The shapes in which one array is seen: its runs, and its runs merged where scale / sqrt(var) is constant."""
 
     def __init__(self, v: Verbs, x: Array, plan: Plan) -> None:
-        self.v, self.plan = v, plan
+        self.v, self.x, self.plan = v, x, plan
         self.extents = [v.length(x, i) if run.extent is None else run.extent for i, run in enumerate(plan.runs)]
         self.varying = [e if varies(run) else 1 for e, run in zip(self.extents, plan.runs, strict=True)]
         merged = blocks(plan, varies)
@@ -253,7 +263,7 @@ class _Runs:
 
     def count(self) -> Any:
         total = _product(e for e, run in zip(self.extents, self.plan.runs, strict=True) if run.reduced)
-        return float(max(total, 1)) if isinstance(total, int) else self.v.number(total)
+        return float(max(total, 1)) if isinstance(total, int) else self.v.number(total, self.v.dtype(self.x))
 
     def fold(self, x: Array) -> Array:
         return self.v.reshape(x, self.folded) if self.plan.folds else x
@@ -267,11 +277,17 @@ class _Runs:
             return small
         return self.v.reshape(self.v.broadcast_to(small, self.varying), self.spreaded)
 
-    def differences(self, x: Array, stats: Stats) -> Array:
+    def differences(self, x: Array, stats: Stats, mask: Array | None) -> Array:
         d = self.fold(x)
         if stats.power is not None:
             d = d * self.spread(stats.power)
-        return d if stats.shift is None else d - self.spread(stats.shift)
+        if stats.shift is not None:
+            d = d - self.spread(stats.shift)
+        if mask is None:
+            return d
+        # Padding may be NaN or overflow here, and 0 times that is NaN: a cotangent of 0 could not keep it out.
+        finite = (d > -float("inf")) & (d < float("inf"))
+        return self.v.where(self.fold(mask) | finite, d, 0.0)
 
     def group(self, verb: Callable[[Array], Array], folded: Array) -> Array:
         """One number a group: first over what is constant in scale / sqrt(var), then over the rest, which is small."""

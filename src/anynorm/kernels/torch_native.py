@@ -54,17 +54,17 @@ def backward(
 ) -> tuple[Array, Array, Array]:
     """dx, dscale and doffset, shaped as the runs."""
     n, g, c, s, is_layer = shape_of(plan)
-    flat = None if scale is None else scale.reshape(-1)
+    # Without a weight torch's kernels give no sum for the offset either, and the group's raises.
+    weight = x.new_ones(c * s if is_layer else c) if scale is None else scale.reshape(-1)
     if is_layer:
         rows = (n, c * s)
-        weight = torch.ones(c * s, dtype=x.dtype) if flat is None else flat
         dx, dscale, doffset = torch.ops.aten.native_layer_norm_backward(
             dy.reshape(rows), x.reshape(rows), (c * s,), mean.reshape(n, 1), rstd.reshape(n, 1), weight, weight,
             [True, True, True],
         )  # fmt: skip
     else:
         dx, dscale, doffset = torch.ops.aten.native_group_norm_backward(
-            dy.reshape(n, c, s).contiguous(), x.reshape(n, c, s), mean.reshape(n, g), rstd.reshape(n, g), flat,
+            dy.reshape(n, c, s).contiguous(), x.reshape(n, c, s), mean.reshape(n, g), rstd.reshape(n, g), weight,
             n, c, s, g, [True, True, True],
         )  # fmt: skip
     small = [run.known if run.affine else 1 for run in plan.runs]

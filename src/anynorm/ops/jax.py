@@ -38,8 +38,8 @@ class Verbs:
         return x.shape[d]
 
     @staticmethod
-    def number(n: Any) -> Array:
-        return jnp.maximum(jnp.asarray(n, "float32"), 1)
+    def number(n: Any, dtype: str) -> Array:
+        return jnp.maximum(jnp.asarray(n, dtype), 1)
 
     @staticmethod
     def choose(quick_is_good: Array, quick: composed.Stats, mend: Callable[[], composed.Stats]) -> composed.Stats:
@@ -96,7 +96,7 @@ def normalize(
 def _normalize(x: Array, scale: Array, offset: Array, mask: Array, plan: Plan, eps: float) -> tuple[Array, ...]:
     runs, scale, offset, mask = _enter(x, scale, offset, mask, plan)
     stats = composed.statistics(Verbs, runs, mask, plan, eps)
-    y = composed.forward(Verbs, runs, scale, offset, stats, plan)
+    y = composed.forward(Verbs, runs, scale, offset, stats, plan, mask)
     return layout.from_runs(Verbs, y, x, plan).astype(x.dtype), *_moments(x, stats, plan)
 
 

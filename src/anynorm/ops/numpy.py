@@ -88,8 +88,9 @@ def normalize(
     runs = layout.to_runs(Verbs, x.astype(np.float64), plan)
     scale, offset = (layout.small_to_runs(Verbs, s, plan.affine, plan, x, affine=True) for s in (scale, offset))
     with np.errstate(invalid="ignore", over="ignore"):
-        stats = composed.statistics(Verbs, runs, _mask(mask, x, plan), plan, eps)
-        y = layout.from_runs(Verbs, composed.forward(Verbs, runs, scale, offset, stats, plan), x, plan)
+        mask = _mask(mask, x, plan)
+        stats = composed.statistics(Verbs, runs, mask, plan, eps)
+        y = layout.from_runs(Verbs, composed.forward(Verbs, runs, scale, offset, stats, plan, mask), x, plan)
         return y.astype(x.dtype), *_moments(x, stats, plan)
 
 

@@ -40,8 +40,8 @@ class Verbs:
         return tf.shape(x)[d] if known is None else known
 
     @staticmethod
-    def number(n: Array) -> Array:
-        return tf.cast(tf.maximum(n, 1), tf.float32)
+    def number(n: Array, dtype: str) -> Array:
+        return tf.cast(tf.maximum(n, 1), dtype)
 
     @staticmethod
     def reshape(x: Array, lengths: Any) -> Array:
@@ -166,7 +166,7 @@ def _forward(
     """y, mean and variance, and the statistics that the gradient needs."""
     runs, scale, offset, mask = _enter(x, scale, offset, mask, plan)
     stats = composed.statistics(Verbs, runs, mask, plan, eps)
-    y = composed.forward(Verbs, runs, scale, offset, stats, plan)
+    y = composed.forward(Verbs, runs, scale, offset, stats, plan, mask)
     mean, variance = _moments(x, stats, plan)
     return tf.cast(layout.from_runs(Verbs, y, x, plan), x.dtype), mean, variance, stats
 

@@ -108,7 +108,7 @@ def forward(
             y = torch.where(good, y, composed.forward(Verbs, runs, scale, offset, stats, plan))
     else:
         stats = composed.statistics(Verbs, runs, mask, plan, eps)
-        y = composed.forward(Verbs, runs, scale, offset, stats, plan)
+        y = composed.forward(Verbs, runs, scale, offset, stats, plan, mask)
     return layout.from_runs(Verbs, y, x, plan).to(x.dtype), *means(x, stats, plan), stats
 
 

@@ -287,7 +287,8 @@ class _Runs:
             return d
         # Padding may be NaN or overflow here, and 0 times that is NaN: a cotangent of 0 could not keep it out.
         finite = (d > -float("inf")) & (d < float("inf"))
-        return self.v.where(self.fold(mask) | finite, d, 0.0)
+        some = self.spread(stats.rstd) != 0
+        return self.v.where((self.fold(mask) | finite) & some, d, 0.0)
 
     def group(self, verb: Callable[[Array], Array], folded: Array) -> Array:
         """One number a group: first over what is constant in scale / sqrt(var), then over the rest, which is small."""

@@ -120,9 +120,9 @@ def _carefully(v: Verbs, x: Array, mask: Array | None, plan: Plan, eps: float) -
         least, largest = v.where(mask, x, float("inf")), v.where(mask, x, -float("inf"))
         count = v.maximum(runs.group(v.sum, valid(v.ones_like(x))), 1.0)
     low, high = v.constant(runs.group(v.amin, least)), v.constant(runs.group(v.amax, largest))
-    nothing = low > high
+    some = ~(low > high)
     if mask is not None or not isinstance(count, float):
-        low, high = v.where(nothing, 0.0, low), v.where(nothing, 0.0, high)
+        low, high = v.where(some, low, 0.0), v.where(some, high, 0.0)
 
     power = _power_of_two(v, v.maximum(-low, high), largest_exponent(eps if plan.removes_scale else 0.0, fmt), fmt)
     d = x * runs.spread(power)
@@ -141,7 +141,7 @@ def _carefully(v: Verbs, x: Array, mask: Array | None, plan: Plan, eps: float) -
     else:
         rstd = 1.0 / power
     if mask is not None:
-        rstd = v.where(nothing, 0.0, rstd)
+        rstd = v.where(some, rstd, 0.0)
     return Stats(power, shift, residual, variance, rstd, count)
 
 
@@ -181,7 +181,7 @@ def backward(
     g, g_h = (sum_dy, sum_dy_h) if scale is None else (sum_dy * scale, sum_dy_h * scale)
     slope = stats.slope()
     zero = v.zeros_like(stats.rstd)
-    along = slope * stats.rstd * runs.sum_to_group(g_h) / stats.count if plan.removes_scale else zero
+    along = slope * (stats.rstd * runs.sum_to_group(g_h) / stats.count) if plan.removes_scale else zero
     summand = zero if stats.residual is None else along * stats.residual
     if plan.removes_mean:
         summand = summand - slope * (runs.sum_to_group(g) / stats.count)

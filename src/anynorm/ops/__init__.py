@@ -14,12 +14,17 @@ from .checks import check
 Array = Any
 
 # The framework's own module and the type of its arrays there, by the name of the module of ops.
-_ARRAYS = {"torch": ("torch", "Tensor"), "jax": ("jax", "Array"), "tensorflow": ("tensorflow", "Tensor")}
+_ARRAYS = (
+    ("torch", "torch", "Tensor"),
+    ("jax", "jax", "Array"),
+    ("tensorflow", "tensorflow", "Tensor"),
+    ("tensorflow", "tensorflow", "Variable"),
+)
 
 
 def framework_of(x: Array) -> str:
     """The name of the framework that `x` is an array of; no framework is imported to find out."""
-    for name, (module, kind) in _ARRAYS.items():
+    for name, module, kind in _ARRAYS:
         known = getattr(sys.modules.get(module), kind, None)
         if known is not None and isinstance(x, known):
             return name
@@ -111,7 +116,7 @@ def normalize(
     """
     ops = of(x)
     words = (pattern, affine, remove, tuple(sizes.items()))
-    scale, offset, mask = [None if a is None else ops.convert(a, x) for a in (scale, offset, mask)]
+    x, scale, offset, mask = [None if a is None else ops.convert(a, x) for a in (x, scale, offset, mask)]
     if ops.is_traced():
         return ops.normalize_traced(x, scale, offset, mask, ops.sentence(*words), eps)[0]
     spec = spec_of(*words)
@@ -135,7 +140,7 @@ def moments(x: Array, pattern: str, *, mask: Array | None = None, **sizes: int) 
     """
     ops = of(x)
     words = (pattern, "", MOMENTS, tuple(sizes.items()))
-    mask = None if mask is None else ops.convert(mask, x)
+    x, mask = [None if a is None else ops.convert(a, x) for a in (x, mask)]
     if ops.is_traced():
         mean, variance = ops.moments_traced(x, mask, ops.sentence(*words))
         return mean, variance

@@ -35,7 +35,7 @@ def shape_of(plan: Plan) -> tuple[int, int, int, int, bool]:
 def forward(x: Array, scale: Array | None, offset: Array | None, plan: Plan, eps: float) -> tuple[Array, Stats, Array]:
     """y and the statistics, and for which groups both are good."""
     n, g, c, s, is_layer = shape_of(plan)
-    scale, offset = (None if a is None else a.reshape(-1) for a in (scale, offset))
+    scale, offset = (_along(a, c * s if is_layer else c) for a in (scale, offset))
     if is_layer:
         y, mean, rstd = torch.native_layer_norm(x.reshape(n, -1), (c * s,), scale, offset, eps)
     else:
@@ -55,7 +55,7 @@ def backward(
     """dx, dscale and doffset, shaped as the runs."""
     n, g, c, s, is_layer = shape_of(plan)
     # Without a weight torch's kernels give no sum for the offset either, and the group's raises.
-    weight = x.new_ones(c * s if is_layer else c) if scale is None else scale.reshape(-1)
+    weight = x.new_ones(c * s if is_layer else c) if scale is None else _along(scale, c * s if is_layer else c)
     if is_layer:
         rows = (n, c * s)
         dx, dscale, doffset = torch.ops.aten.native_layer_norm_backward(
@@ -71,3 +71,8 @@ def backward(
     if not any(run.affine for run in plan.runs):
         dscale, doffset = dscale.sum(), doffset.sum()
     return dx.reshape(x.shape), dscale.reshape(small), doffset.reshape(small)
+
+
+def _along(small: Array | None, length: int) -> Array | None:
+    """Scale or offset as torch wants them: of an axis of length 1, which is no run, one number stands for all."""
+    return None if small is None else small.reshape(-1).expand(length).contiguous()

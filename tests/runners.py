@@ -49,6 +49,8 @@ def run_torch(*args: Any) -> Result:
 
 
 def run_torch_compile(*args: Any) -> Result:
+    # Each case is another function, and torch gives up at the ninth that was compiled from one line.
+    torch._dynamo.reset()
     return _torch(lambda f: torch.compile(f, fullgraph=True, backend="aot_eager"), *args)
 
 

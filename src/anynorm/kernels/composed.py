@@ -18,11 +18,11 @@ offset 1e6. In a constant group every difference is exactly zero. rstd = 1 / sqr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ..plan import Plan, Run, blocks
+from ..plan import Plan
 from ..precision import FORMATS, GOOD_SHIFT, Format, largest_exponent
+from .runs import Runs
 
 Array = Any
 Verbs = Any
@@ -84,7 +84,7 @@ def filled(v: Verbs, stats: Stats) -> Stats:
 
 def _quickly(v: Verbs, x: Array, plan: Plan, eps: float) -> tuple[Stats, Array]:
     """Statistics about 0, and for which groups they are good."""
-    runs, fmt = _Runs(v, x, plan), FORMATS[v.dtype(x)]
+    runs, fmt = Runs(v, x, plan), FORMATS[v.dtype(x)]
     count = runs.count()
     d, residual = runs.fold(x), None
     if plan.removes_mean:
@@ -108,7 +108,7 @@ def are_good(mean: Array | None, variance: Array, plan: Plan, eps: float, fmt: F
 
 def _carefully(v: Verbs, x: Array, mask: Array | None, plan: Plan, eps: float) -> Stats:
     """Statistics of any finite input, with or without a mask."""
-    runs, fmt = _Runs(v, x, plan), FORMATS[v.dtype(x)]
+    runs, fmt = Runs(v, x, plan), FORMATS[v.dtype(x)]
     x, mask = runs.fold(x), None if mask is None else runs.fold(mask)
 
     def valid(values: Array) -> Array:
@@ -149,8 +149,8 @@ def forward(
     v: Verbs, x: Array, scale: Array | None, offset: Array | None, stats: Stats, plan: Plan, mask: Array | None = None
 ) -> Array:
     """y = (x - mean) * rstd * scale + offset."""
-    runs = _Runs(v, x, plan)
-    d = runs.differences(x, stats, mask)
+    runs = Runs(v, x, plan)
+    d = _differences(runs, x, stats, mask)
     if not plan.folds:
         h = (d if stats.residual is None else d - stats.residual) * stats.rstd
         if scale is None:
@@ -171,8 +171,8 @@ def backward(
 
     The sums over a channel come first: they are dscale and doffset, and the group's two means follow from them.
     """
-    runs = _Runs(v, x, plan)
-    d, dy = runs.differences(x, stats, mask), runs.fold(dy)
+    runs = Runs(v, x, plan)
+    d, dy = _differences(runs, x, stats, mask), runs.fold(dy)
     sum_dy = runs.inner_sum(dy)
     sum_dy_d = runs.inner_sum(dy * d)
     sum_dy_h = (sum_dy_d if stats.residual is None else sum_dy_d - stats.residual * sum_dy) * stats.rstd
@@ -217,8 +217,8 @@ def tangent(
 
     rstd * (t - mean(t) - h * mean(t * h)) * scale + h * t_scale + t_offset
     """
-    runs = _Runs(v, x, plan)
-    h = runs.differences(x, stats, mask)
+    runs = Runs(v, x, plan)
+    h = _differences(runs, x, stats, mask)
     h = (h if stats.residual is None else h - runs.spread(stats.residual)) * runs.spread(stats.rstd)
     t = runs.fold(t)
 
@@ -243,92 +243,23 @@ def given(v: Verbs, mean: Array, variance: Array, eps: float) -> Stats:
     return Stats(None, mean, None, variance, rstd, 1.0)
 
 
+def _differences(runs: Runs, x: Array, stats: Stats, mask: Array | None) -> Array:
+    """x * power - shift, folded."""
+    v, d = runs.v, runs.fold(x)
+    if stats.power is not None:
+        d = d * runs.spread(stats.power)
+    if stats.shift is not None:
+        d = d - runs.spread(stats.shift)
+    if mask is None:
+        return d
+    # Padding may be NaN or overflow here, and 0 times that is NaN: a cotangent of 0 could not keep it out.
+    finite = (d > -float("inf")) & (d < float("inf"))
+    some = runs.spread(stats.rstd) != 0
+    return v.where((runs.fold(mask) | finite) & some, d, 0.0)
+
+
 def _power_of_two(v: Verbs, largest: Array, top: int, fmt: Format) -> Array:
     """The power of two that brings `largest` into [1, 2), made from its exponent bits, and at most 2^top."""
     unit = 2**fmt.mantissa
     exponent = 2 * fmt.bias - v.view(largest, fmt.bits) // unit
     return v.view(v.clip(exponent, 1, fmt.bias + top) * unit, v.dtype(largest))
-
-
-class _Runs:
-    """The shapes in which one array is seen: its runs, and its runs merged where scale / sqrt(var) is constant."""
-
-    def __init__(self, v: Verbs, x: Array, plan: Plan) -> None:
-        self.v, self.x, self.plan = v, x, plan
-        self.extents = [v.length(x, i) if run.extent is None else run.extent for i, run in enumerate(plan.runs)]
-        self.varying = [e if varies(run) else 1 for e, run in zip(self.extents, plan.runs, strict=True)]
-        merged = blocks(plan, varies)
-        self.folded = [_product(self.extents[i] for i in run) for _, run in merged]
-        self.spreaded = [_product(self.extents[i] for i in run) if outer else 1 for outer, run in merged]
-
-    def count(self) -> Any:
-        total = _product(e for e, run in zip(self.extents, self.plan.runs, strict=True) if run.reduced)
-        return float(max(total, 1)) if isinstance(total, int) else self.v.number(total, self.v.dtype(self.x))
-
-    def fold(self, x: Array) -> Array:
-        return self.v.reshape(x, self.folded) if self.plan.folds else x
-
-    def unfold(self, x: Array) -> Array:
-        return self.v.reshape(x, self.extents) if self.plan.folds else x
-
-    def spread(self, small: Array) -> Array:
-        """A statistic or a coefficient, shaped so that it broadcasts against a folded array."""
-        if not self.plan.folds:
-            return small
-        return self.v.reshape(self.v.broadcast_to(small, self.varying), self.spreaded)
-
-    def differences(self, x: Array, stats: Stats, mask: Array | None) -> Array:
-        d = self.fold(x)
-        if stats.power is not None:
-            d = d * self.spread(stats.power)
-        if stats.shift is not None:
-            d = d - self.spread(stats.shift)
-        if mask is None:
-            return d
-        # Padding may be NaN or overflow here, and 0 times that is NaN: a cotangent of 0 could not keep it out.
-        finite = (d > -float("inf")) & (d < float("inf"))
-        some = self.spread(stats.rstd) != 0
-        return self.v.where((self.fold(mask) | finite) & some, d, 0.0)
-
-    def group(self, verb: Callable[[Array], Array], folded: Array) -> Array:
-        """One number a group: first over what is constant in scale / sqrt(var), then over the rest, which is small."""
-        inner = self._reduce(verb, folded, self.extents, lambda run: not varies(run))
-        return self._reduce(verb, inner, self.varying, lambda run: run.reduced)
-
-    def inner_sum(self, folded: Array) -> Array:
-        """The sum over what is constant in scale / sqrt(var), in the runs' shape."""
-        return self._reduce(self.v.sum, folded, self.extents, lambda run: not varies(run))
-
-    def sum_to_group(self, inner: Array) -> Array:
-        return self._reduce(self.v.sum, inner, self.varying, lambda run: run.reduced)
-
-    def sum_to_affine(self, inner: Array) -> Array:
-        return self._reduce(self.v.sum, inner, self.varying, lambda run: not run.affine)
-
-    def _reduce(
-        self, verb: Callable[[Array], Array], x: Array, lengths: Sequence[Any], taken: Callable[[Run], bool]
-    ) -> Array:
-        """Reduce the runs that `taken` names to length 1: what lies contiguously first, then from the outermost on."""
-        parts = [run for reduced, run in blocks(self.plan, taken) if reduced]
-        if parts and parts[-1][-1] == len(self.plan.runs) - 1:
-            parts = [parts[-1], *parts[:-1]]
-        for run in parts:
-            inside = _product(lengths[i] for i in run)
-            if isinstance(inside, int) and inside == 1:
-                continue
-            before, after = lengths[: run[0]], lengths[run[-1] + 1 :]
-            x = verb(self.v.reshape(x, [_product(before), inside, _product(after)]))
-            lengths = [*before, *[1] * len(run), *after]
-        return self.v.reshape(x, lengths)
-
-
-def varies(run: Run) -> bool:
-    """Whether scale / sqrt(var) differs along this run."""
-    return run.affine or not run.reduced
-
-
-def _product(extents: Any) -> Any:
-    total = 1
-    for extent in extents:
-        total = total * extent
-    return total

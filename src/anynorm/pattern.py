@@ -19,7 +19,14 @@ _TOKEN = re.compile(r"\s*(?:(\.\.\.|[A-Za-z_][A-Za-z0-9_]*|[\[\]()])|(\S))")
 
 
 class PatternError(ValueError):
-    """A sentence that cannot be read; the message shows the place with a caret."""
+    """A sentence that cannot be read; the message shows the place with a caret. It is a ValueError.
+
+    >>> parse("n [h] h")
+    Traceback (most recent call last):
+    anynorm.pattern.PatternError: the axis "h" stands twice; each axis has one name of its own
+        n [h] h
+              ^
+    """
 
     def __init__(self, message: str, text: str, at: int) -> None:
         super().__init__(f"{message}\n    {text}\n    {' ' * at}^")

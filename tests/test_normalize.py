@@ -6,9 +6,11 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from cases import BY_NAME, CASES, Case
 from runners import RUNNERS
 
+import anynorm
 from anynorm.kernels.select import select
 
 QUICK = ("numpy", "torch", "jax", "tensorflow")
@@ -70,3 +72,25 @@ def test_long_sums(pattern: str, shape: tuple[int, ...], offset: float, runner: 
     """One row added after the other loses a digit per hundred rows, in TensorFlow's and XLA's own sums."""
     x = (seed(pattern).normal(size=shape) + offset).astype(np.float32)
     check(Case("long", pattern, shape), runner, x)
+
+
+@pytest.mark.parametrize("runner", ["torch", "jax jit", "tensorflow", "tensorflow graph", "tensorflow xla"])
+def test_a_million_rows(runner: str) -> None:
+    """XLA merges sums of sums into one that adds row after row: a digit lost, and dscale off by half."""
+    shape = (1, 1024, 1024, 2)
+    check(Case("million", "[...] c", shape), runner, (seed(runner).normal(size=shape) + 3).astype(np.float32))
+
+
+@pytest.mark.parametrize("pattern", ["n (g [c]) [...]", "n [...] (g [c])", "n c [...]", "... [c]"])
+def test_views_of_torch_tensors(pattern: str) -> None:
+    """Slices and strides, whose rows torch's own kernels refuse as they lie."""
+    whole = torch.tensor(seed(pattern).normal(size=(4, 12, 6, 8)).astype(np.float32))
+    sizes = {"g": 2} if "g" in pattern else {}
+    for view in (whole[:, :6], whole[::2], whole[:1].expand(4, 12, 6, 8), whole[..., ::2], whole.transpose(1, 2)):
+        got, plain = view.detach().requires_grad_(), view.detach().contiguous().requires_grad_()
+        ys = [anynorm.normalize(x, pattern, **sizes) for x in (got, plain)]
+        torch.testing.assert_close(*ys, rtol=0, atol=1e-6)
+        dy = torch.tensor(seed("dy").normal(size=view.shape).astype(np.float32))
+        for y in ys:
+            y.backward(dy)
+        torch.testing.assert_close(got.grad, plain.grad, rtol=0, atol=1e-5)

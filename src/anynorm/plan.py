@@ -1,8 +1,8 @@
 """From a sentence and a shape to runs: what a kernel is told.
 
 Every axis has two labels, reduced (its elements share a statistic) and affine (it carries scale and offset). Taken in
-memory order, neighbours with equal labels are one *run*; axes of length 1 vanish. Four runs suffice for every norm of
-the catalogue in either layout, so a kernel needs extents and labels, never a layer's name, a rank or a layout.
+memory order, neighbours with equal labels are one *run*; reduced axes of length 1 vanish. Four runs suffice for every
+norm of the catalogue in either layout, so a kernel needs extents and labels, never a layer's name, a rank or a layout.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ def _plan(spec: NormSpec, shape: Shape, order: tuple[int, ...]) -> Plan:
     affine = affine_names(spec, expanded)
     labelled = [(axis.name, axis.shared, axis.name in affine) for d in order for axis in expanded.dims[d]]
     runs = []
-    visible = [a for a in labelled if lengths[a[0]] != 1]
+    # A kept axis stays though its length be 1: a batch of 1 is summed in the same order as any other.
+    visible = [(name, reduced, is_affine) for name, reduced, is_affine in labelled if lengths[name] != 1 or not reduced]
     for (reduced, is_affine), axes in groupby(visible, key=lambda a: (a[1], a[2])):
         names = [name for name, *_ in axes]
         known = math.prod(lengths[name] or 0 for name in names if lengths[name] is not None)
@@ -201,7 +202,7 @@ def _check_division(
         raise ValueError(f'the sizes given for "({joined})" make {given}, but that dimension has {length}')
     if free and (length % given or (length and length < given)):
         which = ", ".join(f"{n}={s}" for n, s in sizes.items() if n in joined.split())
-        divisors = [d for d in range(1, length + 1) if length % d == 0]
+        divisors = [d for d in range(1, min(length, 4096) + 1) if length % d == 0]
         raise ValueError(
             f'{length} channels cannot be split as "({joined})" with {which}: the number of channels must be a '
             f"multiple of the number of groups; {length} is divisible by {', '.join(map(str, divisors[:12]))}"

@@ -8,7 +8,6 @@ kept by working on differences x * power - shift, where `power` is a power of tw
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass
 
 STATISTICS = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
@@ -60,7 +59,9 @@ def statistics_dtype(dtype: str) -> str:
 def checked_eps(eps: float) -> float:
     """`eps` as a float, or an error that says what is wrong with it."""
     try:
-        value = float(operator.index(eps)) if isinstance(eps, int) else float(eps)
+        if isinstance(eps, bool | str):
+            raise TypeError
+        value = float(eps)
     except (TypeError, ValueError):
         raise TypeError(f"eps must be a number, not {eps!r}") from None
     if not math.isfinite(value) or value < 0:

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as OutOfTime
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from tempfile import gettempdir
 from threading import Thread
@@ -102,7 +103,7 @@ def _fetch(path: Path) -> bool:
 
     # Looking up a name heeds no timeout, so that only a thread that may be left behind is sure not to hold up.
     Thread(target=read, daemon=True).start()
-    with suppress(OutOfTime, OSError):
+    with suppress(OutOfTime, OSError, HTTPException):
         content = arrived.result(_SECONDS)
         if hashlib.sha256(content).hexdigest() == _SHA256:
             path.parent.mkdir(parents=True, exist_ok=True)

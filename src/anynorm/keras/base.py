@@ -26,8 +26,7 @@ class SentenceLayer(keras.layers.Layer):
 
     def __init__(self, epsilon: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        checked_eps(epsilon)
-        self.epsilon = epsilon
+        self.epsilon = checked_eps(epsilon)
         self.supports_masking = True
         # The statistics see the input as it came: cast to float16 beforehand, 70000 would be infinite.
         self.autocast = False

@@ -20,7 +20,7 @@ class GroupNormalization(AffineLayer):
         y = (x - mean) / sqrt(variance + epsilon) * gamma + beta
 
     Statistics of float16, bfloat16 and float32 input are float32 and good to 1e-6 of the standard deviation at offsets
-    to 1e6. A sample's result does not depend on the rest of the batch.
+    to 1e6. A sample's result does not depend on its neighbours in the batch.
 
     Source: Wu, He 2018, arXiv:1803.08494.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import keras
@@ -65,7 +66,7 @@ class Normalization(AffineLayer):
         gamma_constraint: Any = None,
         **kwargs: Any,
     ) -> None:
-        sizes = {name: kwargs.pop(name) for name in parse(pattern).names if isinstance(kwargs.get(name), int)}
+        sizes = {name: kwargs.pop(name) for name in parse(pattern).names if isinstance(kwargs.get(name), Real)}
         super().__init__(
             epsilon,
             center,

@@ -125,6 +125,9 @@ def _carefully(v: Verbs, x: Array, mask: Array | None, plan: Plan, eps: float) -
         low, high = v.where(some, low, 0.0), v.where(some, high, 0.0)
 
     power = _power_of_two(v, v.maximum(-low, high), largest_exponent(eps if plan.removes_scale else 0.0, fmt), fmt)
+    if not plan.removes_scale:
+        # Nothing is squared, so this is enough for the sum, and 1 / power times a scale stays in range.
+        power = v.maximum(power, 2.0**-32)
     d = x * runs.spread(power)
     shift = residual = v.zeros_like(power)
     if plan.removes_mean:
@@ -173,19 +176,19 @@ def backward(
     """
     runs = Runs(v, x, plan)
     d, dy = _differences(runs, x, stats, mask), runs.fold(dy)
+    if stats.residual is not None:
+        # Taken out of the sum below instead, it would cancel most of it where dy has an offset.
+        d = d - runs.spread(stats.residual)
     sum_dy = runs.inner_sum(dy)
-    sum_dy_d = runs.inner_sum(dy * d)
-    sum_dy_h = (sum_dy_d if stats.residual is None else sum_dy_d - stats.residual * sum_dy) * stats.rstd
+    sum_dy_h = runs.inner_sum(dy * d) * stats.rstd
     dscale, doffset = runs.sum_to_affine(sum_dy_h), runs.sum_to_affine(sum_dy)
 
     g, g_h = (sum_dy, sum_dy_h) if scale is None else (sum_dy * scale, sum_dy_h * scale)
     slope = stats.slope()
     zero = v.zeros_like(stats.rstd)
     along = slope * (stats.rstd * runs.sum_to_group(g_h) / stats.count) if plan.removes_scale else zero
-    summand = zero if stats.residual is None else along * stats.residual
-    if plan.removes_mean:
-        summand = summand - slope * (runs.sum_to_group(g) / stats.count)
-    taken = v.multiply_add(d, runs.spread(-along), runs.spread(summand))
+    level = slope * (runs.sum_to_group(g) / stats.count) if plan.removes_mean else zero
+    taken = v.multiply_add(d, runs.spread(-along), runs.spread(-level))
     if mask is not None:
         taken = v.where(runs.fold(mask), taken, 0.0)
     dx = v.multiply_add(dy, runs.spread(slope if scale is None else slope * scale), taken)

@@ -37,9 +37,9 @@ def forward(x: Array, scale: Array | None, offset: Array | None, plan: Plan, eps
     n, g, c, s, is_layer = shape_of(plan)
     scale, offset = (_along(a, c * s if is_layer else c) for a in (scale, offset))
     if is_layer:
-        y, mean, rstd = torch.native_layer_norm(x.reshape(n, -1), (c * s,), scale, offset, eps)
+        y, mean, rstd = torch.native_layer_norm(x.reshape(n, -1).contiguous(), (c * s,), scale, offset, eps)
     else:
-        y, mean, rstd = torch.native_group_norm(x.reshape(n, c, s), scale, offset, n, c, s, g, eps)
+        y, mean, rstd = torch.native_group_norm(x.reshape(n, c, s).contiguous(), scale, offset, n, c, s, g, eps)
     small = [1 if run.reduced else run.known for run in plan.runs]
     mean, rstd = mean.reshape(small), rstd.reshape(small)
     fmt = FORMATS[str(x.dtype).removeprefix("torch.")]
@@ -55,6 +55,8 @@ def backward(
     """dx, dscale and doffset, shaped as the runs."""
     n, g, c, s, is_layer = shape_of(plan)
     # Without a weight torch's kernels give no sum for the offset either, and the group's raises.
+    # A slice of a larger tensor is strided even where its rows need no copy to be seen as such.
+    x, dy = x.contiguous(), dy.contiguous()
     weight = x.new_ones(c * s if is_layer else c) if scale is None else _along(scale, c * s if is_layer else c)
     if is_layer:
         rows = (n, c * s)
@@ -64,7 +66,7 @@ def backward(
         )  # fmt: skip
     else:
         dx, dscale, doffset = torch.ops.aten.native_group_norm_backward(
-            dy.reshape(n, c, s).contiguous(), x.reshape(n, c, s), mean.reshape(n, g), rstd.reshape(n, g), weight,
+            dy.reshape(n, c, s), x.reshape(n, c, s), mean.reshape(n, g), rstd.reshape(n, g), weight,
             n, c, s, g, [True, True, True],
         )  # fmt: skip
     small = [run.known if run.affine else 1 for run in plan.runs]

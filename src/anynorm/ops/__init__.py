@@ -120,7 +120,7 @@ def normalize(
     if ops.is_traced():
         return ops.normalize_traced(x, scale, offset, mask, ops.sentence(*words), eps)[0]
     spec = spec_of(*words)
-    check(ops, x, scale, offset, mask, spec, eps)
+    eps = check(ops, x, scale, offset, mask, spec, eps)
     return ops.normalize(x, scale, offset, mask, spec, eps)[0]
 
 

@@ -22,11 +22,13 @@ def check(
     spec: NormSpec,
     eps: float,
     erasing: bool = True,
-) -> None:
-    """Raise unless x, its parameters and its mask fit the sentence; `erasing`, also where y would not depend on x."""
+) -> float:
+    """`eps` as a float; raise unless x, its parameters and its mask fit the sentence.
+
+    `erasing`: raise also where y would not depend on x.
+    """
     statistics_dtype(ops.dtype(x))
     plan = make_plan(spec, ops.shape(x))
-    checked_eps(eps)
     if erasing and plan.count == 1 and plan.removes_mean:
         raise ValueError(
             f'under "{spec.text}" each statistic is over one element of an array of shape {written(ops.shape(x))}, so '
@@ -43,6 +45,7 @@ def check(
                 f"{written(ops.shape(values))}"
             )
     check_mask(ops, x, mask)
+    return checked_eps(eps)
 
 
 def check_mask(ops: ModuleType, x: Array, mask: Array | None) -> None:

@@ -25,7 +25,7 @@ def normalize(
     from . import torch as ops
 
     spec = NormSpec.decode(sentence)
-    check(ops, x, scale, offset, mask, spec, eps)
+    eps = check(ops, x, scale, offset, mask, spec, eps)
     y, mean, variance, _ = torch_arrays.forward(x, scale, offset, mask, torch_arrays.plan_of(x, spec), eps)
     return _laid_out(y, x), mean, variance
 

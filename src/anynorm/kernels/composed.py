@@ -89,8 +89,10 @@ def _quickly(v: Verbs, x: Array, plan: Plan, eps: float) -> tuple[Stats, Array]:
     d, residual = runs.fold(x), None
     if plan.removes_mean:
         residual = runs.group(v.sum, d) / count
-        d = d - runs.spread(residual)
-    variance = runs.group(v.sum, d * d) / count
+        squares = v.squares(d - runs.spread(residual))
+    else:
+        squares = d * d
+    variance = runs.group(v.sum, squares) / count
     rstd = 1.0 / v.sqrt(v.maximum(variance + eps, fmt.tiny)) if plan.removes_scale else v.ones_like(variance)
     return Stats(None, None, residual, variance, rstd, count), are_good(residual, variance, plan, eps, fmt)
 

@@ -43,6 +43,10 @@ class Verbs:
         return quick if quick_is_good else mend()
 
     @staticmethod
+    def squares(d: Array) -> Array:
+        return d * d
+
+    @staticmethod
     def multiply_add(x: Array, factor: Array, summand: Array) -> Array:
         return x * factor + summand
 

@@ -66,6 +66,10 @@ class Verbs:
         return composed.Stats(power, shift, residual, variance, rstd, quick.count)
 
     @staticmethod
+    def squares(d: Array) -> Array:
+        return d * d
+
+    @staticmethod
     def multiply_add(x: Array, factor: Array, summand: Array) -> Array:
         return x * factor + summand
 

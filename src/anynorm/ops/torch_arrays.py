@@ -61,6 +61,11 @@ class Verbs:
         return quick if quick_is_good else mend()
 
     @staticmethod
+    def squares(d: Array) -> Array:
+        """Of an array that nobody else has: in its place where no gradient needs it, which saves a pass over memory."""
+        return d * d if torch.is_grad_enabled() else d.mul_(d)
+
+    @staticmethod
     def multiply_add(x: Array, factor: Array, summand: Array) -> Array:
         return torch.addcmul(summand, x, factor)
 

@@ -1,8 +1,8 @@
 """The formula in a framework's own primitives, along the plan: the answer wherever no kernel of ours can run.
 
 Every function takes `v`, the framework's verbs (see `ops/`), and arrays shaped as the plan's runs. Reductions go over
-the outermost reduced run first, which keeps channels in the vector lanes, and combine the small rest afterwards; what
-is constant within a channel is folded into one factor and one summand.
+what lies contiguously first, then over the outermost run, which keeps channels in the vector lanes, and combine the
+small rest afterwards; what is constant within a channel is folded into one factor and one summand.
 
 The statistics are those of the differences d = x * power - shift (see precision.py), found in two ways:
 
@@ -10,7 +10,7 @@ The statistics are those of the differences d = x * power - shift (see precision
                 standard deviations away from 0, or whose squares are out of range, is found out, and then:
     carefully   power brings the group's largest element near 1, and shift is the mean, rounded and kept between the
                 least and the largest element; five readings of x. Only the groups that need it take this answer, so
-                that no group's result depends on its neighbours
+                that in arrays of one shape no group's result depends on its neighbours
 
 `residual` is the mean of the differences. Shift and residual together are the mean: one float32 could not carry it at
 offset 1e6. In a constant group every difference is exactly zero. rstd = 1 / sqrt(variance + eps * power^2).

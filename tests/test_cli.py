@@ -21,6 +21,7 @@ from click.testing import CliRunner
 import anynorm
 from anynorm.cli import digits
 from anynorm.cli.app import app
+from anynorm.kernels import cpu
 
 
 def run(*words):
@@ -137,6 +138,33 @@ def test_doctor_as_json():
     (row,) = report["kernels"]
     assert (row["framework"], row["kernel"]) == ("numpy", "composed")
     assert row["why"]
+
+
+def test_doctor_says_which_cpu_kernels_are_there():
+    report = json.loads(run("doctor", "--json", "--framework", "numpy").output)["cpu_kernels"]
+    if cpu.library() is None:
+        pytest.skip(cpu.why_not())
+    assert report["isa"] == cpu.isa()
+    assert report["doors"] == [name for name in ("jax", "tensorflow") if cpu.door(name)]
+    shown = run("doctor", "--framework", "numpy").output
+    assert f"{cpu.isa()}; doors for" in " ".join(shown.split())
+
+
+def test_doctor_says_why_there_are_no_cpu_kernels(monkeypatch):
+    monkeypatch.setattr(cpu, "library", lambda: None)
+    monkeypatch.setattr(cpu, "why_not", lambda: "the CPU kernels were not built")
+    report = json.loads(run("doctor", "--json", "--framework", "numpy").output)["cpu_kernels"]
+    assert report == {"isa": None, "doors": [], "why": "the CPU kernels were not built"}
+    assert "none: the CPU kernels were not built" in " ".join(run("doctor", "--framework", "numpy").output.split())
+
+
+def test_doctor_says_which_door_is_missing(monkeypatch):
+    monkeypatch.setattr(cpu, "library", lambda: cpu)
+    monkeypatch.setattr(cpu, "isa", lambda: "avx2")
+    monkeypatch.setattr(cpu, "door", lambda name: name if name == "tensorflow" else None)
+    report = json.loads(run("doctor", "--json", "--framework", "numpy").output)["cpu_kernels"]
+    assert report["doors"] == ["tensorflow"]
+    assert report["why"].startswith("no door for jax")
 
 
 def test_doctor_of_a_framework_that_is_missing(monkeypatch):

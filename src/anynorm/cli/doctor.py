@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from ..plan import Plan
 
 _ARRAYS = ("numpy", "torch", "jax", "tensorflow")
+# How the frameworks that ctypes cannot serve reach the CPU kernels, and what to do where a door is missing.
+_DOORS = {
+    "jax": "no door for jax: reinstall anynorm where jaxlib, whose headers it needs, can be had",
+    "tensorflow": "no door for tensorflow: reinstall anynorm",
+}
 _LEGEND = "runs, outermost first: [shared by a statistic], * carries scale and offset"
 
 
@@ -60,6 +65,7 @@ def doctor(
             "cpus": os.cpu_count(),
             "frameworks": versions,
             "keras_backend": _keras_backend() if versions["keras"] else None,
+            "cpu_kernels": _cpu_kernels(),
             "pattern": pattern,
             "shape": _dimensions(shape),
             "dtype": dtype,
@@ -103,6 +109,17 @@ def _keras_backend() -> str:
         return "tensorflow (the default)"
 
 
+def _cpu_kernels() -> dict[str, Any]:
+    """The instruction set and the doors of the CPU kernels, or why there are none."""
+    from ..kernels import cpu
+
+    if cpu.library() is None:
+        return {"isa": None, "doors": [], "why": cpu.why_not()}
+    doors = [name for name in _DOORS if cpu.door(name)]
+    missing = [why for name, why in _DOORS.items() if name not in doors]
+    return {"isa": cpu.isa(), "doors": doors, "why": "; ".join(missing)}
+
+
 def _print(console: Console, report: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -116,6 +133,9 @@ def _print(console: Console, report: dict[str, Any]) -> None:
         found.add_row(name, Text("not installed", style="bright_black") if version is None else version)
     if report["keras_backend"]:
         found.add_row("keras backend", Text(report["keras_backend"]))
+    kernels = report["cpu_kernels"]
+    doors = f"{kernels['isa']}; doors for {', '.join(kernels['doors']) or 'no framework'}" if kernels["isa"] else "none"
+    found.add_row("CPU kernels", Text(f"{doors}: {kernels['why']}" if kernels["why"] else doors))
     console.print(found)
     question = f"{report['pattern']}  {report['shape']}  {report['dtype']} on {report['device']}"
     chosen = Table(title=Text(question), title_justify="left")

@@ -1,0 +1,215 @@
+// Columns: matrices whose rows are reduced. What `columns` and `across` share: sums over rows, column by column.
+
+// Rows whose sums are taken in the array's own precision before doubles take over.
+constexpr int64_t kRowsSummed = 128;
+// Rows that pass through the arithmetic together, so that what belongs to a column is loaded once for all of them.
+constexpr int kAtOnce = kVectorBytes == 64 ? 4 : 2;
+
+// A part of a matrix: `n` columns of `rows` rows that are `stride` elements apart.
+template <class T>
+struct Block {
+  const T* x;
+  int64_t rows, n, stride;
+};
+
+// Sums over rows of x - shift and its square; the loops run along memory and keep their sums in L1.
+template <class A, bool Centred, bool Scaled, int R, class T>
+inline void add_rows(const T* x, int64_t n, int64_t stride, A factor, const A* shift, A* sum, A* square) {
+  constexpr int64_t L = kLanes<A>;
+  const Vec<A> zero = {};
+  int64_t i = 0;
+  for (; i + L <= n; i += L) {
+    const Vec<A> about = Centred ? load<A>(shift + i) : zero;
+    Vec<A> s = Centred ? load<A>(sum + i) : zero, q = load<A>(square + i);
+    for (int r = 0; r < R; ++r) {
+      Vec<A> v = scaled<A, Scaled>(x + r * stride + i, factor);
+      if (Centred) v -= about, s += v;
+      q += v * v;
+    }
+    if (Centred) store<A>(sum + i, s);
+    store<A>(square + i, q);
+  }
+  if (i == n) return;
+  const int64_t m = n - i;
+  const Vec<A> about = Centred ? load_part<A>(shift + i, m, zero) : zero;
+  Vec<A> s = Centred ? load_part<A>(sum + i, m, zero) : zero, q = load_part<A>(square + i, m, zero);
+  for (int r = 0; r < R; ++r) {
+    Vec<A> v = load_part<A>(x + r * stride + i, m, zero);
+    if (Scaled) v *= factor;
+    if (Centred) v -= about, s += v;
+    q += v * v;
+  }
+  if (Centred) store_part<A>(sum + i, m, s);
+  store_part<A>(square + i, m, q);
+}
+
+// Mean and second moment of each column of one block of at most kRowsSummed rows.
+// `scratch` has room for 3 * n numbers. Returns whether some column's shift lay far from its mean.
+template <class A, bool Centred, bool Scaled, class T>
+bool block_columns(const Block<T>& b, double by, A* scratch, double* mean, double* m2) {
+  constexpr int64_t L = kLanes<A>;
+  const A factor = A(by);
+  A *shift = scratch, *sum = scratch + b.n, *square = scratch + 2 * b.n;
+  memset(static_cast<void*>(sum), 0, size_t(2 * b.n) * sizeof(A));
+  if (Centred) {
+    // Of four equal numbers the mean is exact, so that constant columns have differences of exactly 0.
+    const int64_t step = b.rows / 4 * b.stride;
+    int64_t i = 0;
+    if (b.rows >= 4)
+      for (; i + L <= b.n; i += L) {
+        const T* x = b.x + i;
+        const Vec<A> total = (scaled<A, Scaled>(x, factor) + scaled<A, Scaled>(x + step, factor)) +
+                             (scaled<A, Scaled>(x + 2 * step, factor) + scaled<A, Scaled>(x + 3 * step, factor));
+        store<A>(shift + i, Vec<A>(total * A(0.25)));
+      }
+    const auto one = [&](int64_t at) { return A(widen(b.x[at])) * (Scaled ? factor : A(1)); };
+    for (; i < b.n; ++i)
+      shift[i] = b.rows < 4 ? one(i) : ((one(i) + one(i + step)) + (one(i + 2 * step) + one(i + 3 * step))) * A(0.25);
+  }
+  int64_t row = 0;
+  for (; row + kAtOnce <= b.rows; row += kAtOnce)
+    add_rows<A, Centred, Scaled, kAtOnce>(b.x + row * b.stride, b.n, b.stride, factor, shift, sum, square);
+  for (; row < b.rows; ++row)
+    add_rows<A, Centred, Scaled, 1>(b.x + row * b.stride, b.n, b.stride, factor, shift, sum, square);
+  const double n = double(b.rows), share = 1 / n;
+  if (!Centred) {
+    for (int64_t i = 0; i < b.n; ++i) mean[i] = 0, m2[i] = double(square[i]);
+    return false;
+  }
+  int far = 0;
+  for (int64_t i = 0; i < b.n; ++i) {
+    const double total = double(sum[i]), all = double(square[i]), lost = total * total * share;
+    mean[i] = double(shift[i]) + total * share;
+    m2[i] = lost > all ? 0 : all - lost;
+    far |= lost > kFarShift * all;
+  }
+  return far != 0;
+}
+
+// Column by column: moments of `count` rows and of `n` further ones into those of all of them.
+inline void merge_columns(double count, double n, int64_t columns, double* mean, double* m2, const double* other_mean,
+                          const double* other_m2) {
+  const double share = n / (count + n), both = count * share;
+  for (int64_t i = 0; i < columns; ++i) {
+    const double delta = other_mean[i] - mean[i];
+    mean[i] += delta * share;
+    m2[i] += other_m2[i] + delta * delta * both;
+  }
+}
+
+// y = (x - mean) * factor + summand, each of them one number a column.
+template <class A>
+struct ColumnLine {
+  const A *mean, *factor, *summand;
+};
+
+template <class A, int R, class T>
+inline void apply_some_rows(const T* x, T* y, int64_t n, int64_t stride, ColumnLine<A> c) {
+  constexpr int64_t L = kLanes<A>;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) {
+    const Vec<A> mean = load<A>(c.mean + i), a = load<A>(c.factor + i), b = load<A>(c.summand + i);
+    for (int r = 0; r < R; ++r)
+      store<A>(y + r * stride + i, Vec<A>((load<A>(x + r * stride + i) - mean) * a + b));
+  }
+  if (i == n) return;
+  const int64_t m = n - i;
+  const Vec<A> zero = {}, mean = load_part<A>(c.mean + i, m, zero), a = load_part<A>(c.factor + i, m, zero),
+               b = load_part<A>(c.summand + i, m, zero);
+  for (int r = 0; r < R; ++r)
+    store_part<A>(y + r * stride + i, m, Vec<A>((load_part<A>(x + r * stride + i, m, mean) - mean) * a + b));
+}
+
+template <class A, class T>
+void apply_columns(const Block<T>& b, T* y, ColumnLine<A> c) {
+  int64_t row = 0;
+  for (; row + kAtOnce <= b.rows; row += kAtOnce)
+    apply_some_rows<A, kAtOnce>(b.x + row * b.stride, y + row * b.stride, b.n, b.stride, c);
+  for (; row < b.rows; ++row) apply_some_rows<A, 1>(b.x + row * b.stride, y + row * b.stride, b.n, b.stride, c);
+}
+
+// h = (x - mean) * rstd + rest, column by column.
+template <class A>
+struct ColumnCentre {
+  const A *mean, *rstd, *rest;
+};
+
+template <class A, int R, class T>
+inline void sum_some_rows(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre<A> c, A* plain, A* with_h) {
+  constexpr int64_t L = kLanes<A>;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) {
+    const Vec<A> mean = load<A>(c.mean + i), rstd = load<A>(c.rstd + i), rest = load<A>(c.rest + i);
+    Vec<A> p = load<A>(plain + i), q = load<A>(with_h + i);
+    for (int r = 0; r < R; ++r) {
+      const Vec<A> g = load<A>(dy + r * stride + i);
+      p += g;
+      q += g * ((load<A>(x + r * stride + i) - mean) * rstd + rest);
+    }
+    store<A>(plain + i, p), store<A>(with_h + i, q);
+  }
+  if (i == n) return;
+  const int64_t m = n - i;
+  const Vec<A> zero = {}, mean = load_part<A>(c.mean + i, m, zero), rstd = load_part<A>(c.rstd + i, m, zero),
+               rest = load_part<A>(c.rest + i, m, zero);
+  Vec<A> p = load_part<A>(plain + i, m, zero), q = load_part<A>(with_h + i, m, zero);
+  for (int r = 0; r < R; ++r) {
+    const Vec<A> g = load_part<A>(dy + r * stride + i, m, zero);
+    p += g;
+    q += g * ((load_part<A>(x + r * stride + i, m, mean) - mean) * rstd + rest);
+  }
+  store_part<A>(plain + i, m, p), store_part<A>(with_h + i, m, q);
+}
+
+// Sums over the rows of dy and dy * h, added to `plain` and `with_h`.
+template <class A, class T>
+void sum_columns(const Block<T>& b, const T* dy, ColumnCentre<A> c, A* plain, A* with_h) {
+  int64_t row = 0;
+  for (; row + kAtOnce <= b.rows; row += kAtOnce)
+    sum_some_rows<A, kAtOnce>(b.x + row * b.stride, dy + row * b.stride, b.n, b.stride, c, plain, with_h);
+  for (; row < b.rows; ++row)
+    sum_some_rows<A, 1>(b.x + row * b.stride, dy + row * b.stride, b.n, b.stride, c, plain, with_h);
+}
+
+// dx = dy * factor + h * slope + level
+template <class A>
+struct ColumnProjection {
+  const A *factor, *slope, *level;
+};
+
+template <class A, int R, class T>
+inline void project_some_rows(const T* x, const T* dy, T* dx, int64_t n, int64_t stride, ColumnCentre<A> c,
+                              ColumnProjection<A> p) {
+  constexpr int64_t L = kLanes<A>;
+  for (int64_t i = 0; i < n; i += L) {
+    const int64_t m = least(L, n - i);
+    const bool all = m == L;
+    const Vec<A> zero = {};
+    const auto of = [&](const A* column) { return all ? load<A>(column + i) : load_part<A>(column + i, m, zero); };
+    const Vec<A> mean = of(c.mean), rstd = of(c.rstd), rest = of(c.rest);
+    const Vec<A> by = of(p.factor), slope = of(p.slope), level = of(p.level);
+    for (int r = 0; r < R; ++r) {
+      const int64_t at = r * stride + i;
+      const Vec<A> v = all ? load<A>(x + at) : load_part<A>(x + at, m, mean);
+      const Vec<A> g = all ? load<A>(dy + at) : load_part<A>(dy + at, m, zero);
+      const Vec<A> out = g * by + (((v - mean) * rstd + rest) * slope + level);
+      if (all)
+        store<A>(dx + at, out);
+      else
+        store_part<A>(dx + at, m, out);
+    }
+  }
+}
+
+template <class A, class T>
+void project_columns(const Block<T>& b, const T* dy, T* dx, ColumnCentre<A> c, ColumnProjection<A> p) {
+  int64_t row = 0;
+  for (; row + kAtOnce <= b.rows; row += kAtOnce) {
+    const int64_t at = row * b.stride;
+    project_some_rows<A, kAtOnce>(b.x + at, dy + at, dx + at, b.n, b.stride, c, p);
+  }
+  for (; row < b.rows; ++row) {
+    const int64_t at = row * b.stride;
+    project_some_rows<A, 1>(b.x + at, dy + at, dx + at, b.n, b.stride, c, p);
+  }
+}

@@ -1,0 +1,172 @@
+// What the three families of loops share. Included for each instruction set, inside its namespace.
+
+template <class T>
+struct WorkOf {
+  typedef float Type;
+};
+template <>
+struct WorkOf<double> {
+  typedef double Type;
+};
+template <class T>
+using Work = typename WorkOf<T>::Type;
+template <class T>
+constexpr bool kIsDouble = sizeof(T) == 8;
+
+// Bytes below which another thread costs more than it saves.
+constexpr int64_t kGrain = 64 * 1024;
+
+// XLA and TensorFlow tell their threads to take denormal numbers for 0; here all frameworks are to agree.
+#if defined(__SSE2__)
+struct Denormals {
+  const unsigned before = _mm_getcsr();
+  Denormals() { _mm_setcsr(before & ~0x8040u); }
+  ~Denormals() { _mm_setcsr(before); }
+};
+#else
+struct Denormals {
+  Denormals() {}
+};
+#endif
+
+template <class E>
+struct Buffer {
+  E* const data;
+  explicit Buffer(int64_t n) : data(static_cast<E*>(n > 0 ? malloc(size_t(n) * sizeof(E)) : nullptr)), empty(n <= 0) {}
+  Buffer(const Buffer&) = delete;
+  ~Buffer() { free(data); }
+  bool failed() const { return data == nullptr && !empty; }
+  E& operator[](int64_t i) const { return data[i]; }
+  void clear(int64_t n) const {
+    if (n > 0) memset(static_cast<void*>(data), 0, size_t(n) * sizeof(E));
+  }
+
+ private:
+  const bool empty;
+};
+
+// work(i) for each i below n, on several threads where there are several tasks; the first failure is returned.
+template <class F>
+int each(const Call& call, int64_t n, const F& work) {
+  struct Shared {
+    const F& work;
+    int failure;
+  } shared = {work, 0};
+  struct Go {
+    static void task(void* context, int64_t i) {
+      Denormals kept;
+      Shared& s = *static_cast<Shared*>(context);
+      const int failure = s.work(i);
+      if (failure != 0) __atomic_store_n(&s.failure, failure, __ATOMIC_RELAXED);
+    }
+  };
+  parallel(call.executor, call.threads, n, Go::task, &shared);
+  return shared.failure;
+}
+
+// How many of n equal pieces of work one task takes, so that it is worth a thread.
+inline int64_t grain(int64_t bytes_each) { return most(1, kGrain / most(1, bytes_each)); }
+
+inline int64_t offset(const Walk& walk, int64_t i) {
+  return walk.rank == 0 ? 0 : walk.rank == 1 ? i * walk.x[0] : walk.at(i).x;
+}
+
+// --- statistics -----------------------------------------------------------------------------------------------------
+
+// Count, mean and sum of squared differences from it; of differences from 0 where the mean is not removed.
+struct Moments {
+  double count, mean, m2;
+  bool bad;  // the shift lay far from the mean: too many digits were lost
+
+  void merge(double n, double other_mean, double other_m2) {
+    if (count == 0) {
+      count = n, mean = other_mean, m2 = other_m2;
+      return;
+    }
+    const double delta = other_mean - mean, share = n / (count + n);
+    m2 += other_m2 + delta * delta * count * share;
+    mean += delta * share;
+    count += n;
+  }
+};
+
+// Of differences from a shift to their mean and second moment.
+constexpr double kFarShift = 0.96;  // beyond 5 standard deviations
+
+// Variances between which single-precision squares neither overflow nor vanish beside eps.
+constexpr double kLow = 0x1p-80, kHigh = 0x1p100;
+// A factor that brings doubles back from where their squares overflow, and its inverse for where they vanish.
+constexpr double kShrink = 0x1p-600;
+// rstd outside of which differences times rstd leave float's range.
+constexpr double kWideLow = 0x1p-110, kWideHigh = 0x1p100;
+
+template <class T>
+bool in_range(const Call& call, double variance) {
+  const double low = kIsDouble<T> ? 0x1p-800 : kLow, high = kIsDouble<T> ? 0x1p900 : kHigh;
+  return variance <= high && (!call.removes_scale || call.eps >= low || variance >= low);
+}
+
+// Needs arithmetic in double to be applied.
+template <class T>
+bool is_wide(const Statistic& s) {
+  return !kIsDouble<T> && !(s.rstd >= kWideLow && s.rstd <= kWideHigh) && s.rstd != 0;
+}
+
+struct Finished {
+  Statistic statistic;
+  double variance;
+};
+inline Finished finish(const Call& call, const Moments& m, double factor) {
+  const double variance = m.m2 / m.count;  // of x * factor
+  Finished out;
+  out.variance = variance / factor / factor;
+  out.statistic.mean = m.mean / factor;
+  if (!call.removes_scale) {
+    out.statistic.rstd = 1;
+  } else if (factor < 1) {
+    out.statistic.rstd = factor / __builtin_sqrt(variance + call.eps * factor * factor);
+  } else if (call.eps > 0) {
+    out.statistic.rstd = 1 / __builtin_sqrt(out.variance + call.eps);
+  } else {
+    // A constant group is all zeros without eps too.
+    out.statistic.rstd = variance == 0 ? 0 : factor / __builtin_sqrt(variance);
+  }
+  return out;
+}
+
+// Statistics of one group by `quick`, and where these are bad by `careful(factor)`.
+template <class T, class Careful>
+Finished settled(const Call& call, const Moments& quick, const Careful& careful) {
+  const double variance = quick.m2 / quick.count;
+  if (!quick.bad && in_range<T>(call, variance)) return finish(call, quick, 1);
+  if (!kIsDouble<T>) return finish(call, careful(1.0), 1);
+  if (quick.bad && in_range<T>(call, variance)) return finish(call, careful(1.0), 1);
+  const double factor = variance < 1 ? 1 / kShrink : kShrink;
+  return finish(call, careful(factor), factor);
+}
+
+template <class W>
+void put(const Call& call, int64_t group, const Finished& f) {
+  if (call.statistics != nullptr) call.statistics[group] = f.statistic;
+  if (call.mean != nullptr) static_cast<W*>(call.mean)[group] = W(f.statistic.mean);
+  if (call.variance != nullptr) static_cast<W*>(call.variance)[group] = W(f.variance);
+}
+
+// A statistic as the loops use it: h = (x - mean) * rstd + rest, where rest carries what a float mean cannot.
+template <class A>
+struct Centre {
+  A mean, rstd, rest;
+  Centre() {}
+  explicit Centre(const Statistic& s)
+      : mean(A(s.mean)), rstd(A(s.rstd)), rest(mean - mean == 0 ? A((double(mean) - s.mean) * s.rstd) : A(0)) {}
+};
+
+// dx = dy * (rstd * scale) + h * slope + level
+template <class A>
+struct Projection {
+  A slope, level;
+  Projection() {}
+  Projection(const Call& call, const Statistic& s, const Sums& sums)
+      : slope(call.removes_scale ? A(-s.rstd * (sums.with_h / call.divisor)) : A(0)),
+        level(call.removes_mean ? A(-s.rstd * (sums.plain / call.divisor)) : A(0)) {}
+};

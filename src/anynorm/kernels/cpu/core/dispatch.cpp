@@ -1,0 +1,319 @@
+// The C interface: checks, conversions of the small arrays, and the choice of the instruction set.
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <atomic>
+#include <memory>
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "loops.h"
+#include "threads.h"
+
+namespace anynorm {
+
+#if defined(ANYNORM_HAS_AVX512)
+namespace avx512 {
+extern const Loops loops;
+}
+#endif
+#if defined(ANYNORM_HAS_AVX2)
+namespace avx2 {
+extern const Loops loops;
+}
+#endif
+#if defined(ANYNORM_HAS_NEON)
+namespace neon {
+extern const Loops loops;
+}
+#endif
+#if defined(ANYNORM_HAS_BASELINE)
+namespace baseline {
+extern const Loops loops;
+}
+#endif
+
+namespace {
+
+#include "numbers.h"
+
+struct Available {
+  const Loops* loops[4] = {};
+  int number = 0;
+
+  // Best first.
+  Available() {
+#if defined(ANYNORM_HAS_AVX512)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
+      loops[number++] = &avx512::loops;
+#endif
+#if defined(ANYNORM_HAS_AVX2)
+    __builtin_cpu_init();
+    // Every processor with AVX2 has F16C too.
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) loops[number++] = &avx2::loops;
+#endif
+#if defined(ANYNORM_HAS_NEON)
+    loops[number++] = &neon::loops;
+#endif
+#if defined(ANYNORM_HAS_BASELINE)
+    loops[number++] = &baseline::loops;
+#endif
+  }
+};
+
+const Available& available() {
+  static const Available found;
+  return found;
+}
+
+std::atomic<const Loops*> chosen{nullptr};
+
+const Loops& loops() {
+  const Loops* now = chosen.load(std::memory_order_acquire);
+  if (now == nullptr) {
+    now = available().loops[0];
+    chosen.store(now, std::memory_order_release);
+  }
+  return *now;
+}
+
+// Bytes of the array, or -1 where they cannot be counted.
+int64_t bytes_of(const anynorm_problem& p) {
+  int64_t bytes = p.dtype == ANYNORM_FLOAT64 ? 8 : p.dtype == ANYNORM_FLOAT32 ? 4 : 2;
+  for (int i = 0; i < p.rank; ++i)
+    if (p.extents[i] < 0 || __builtin_mul_overflow(bytes, p.extents[i], &bytes)) return -1;
+  return bytes;
+}
+
+// Fresh memory of this size is all page faults; in pages of 2 MiB there are 500 times fewer.
+void use_large_pages(void* fresh, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = uintptr_t(2) << 20;
+  if (fresh == nullptr || bytes < int64_t(16 * kPage)) return;
+  const uintptr_t from = (uintptr_t(fresh) + kPage - 1) / kPage * kPage;
+  const uintptr_t to = (uintptr_t(fresh) + uintptr_t(bytes)) / kPage * kPage;
+  if (to > from) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
+#else
+  (void)fresh, (void)bytes;
+#endif
+}
+
+// n numbers of type `dtype` in the work type.
+template <class T, class W>
+void widen_all(const void* from, int64_t n, W* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = W(widen(static_cast<const T*>(from)[i]));
+}
+template <class W>
+void to_work(const void* from, int dtype, int64_t n, W* to) {
+  if (dtype == ANYNORM_FLOAT64) return widen_all<double>(from, n, to);
+  if (dtype == ANYNORM_FLOAT32) return widen_all<float>(from, n, to);
+  if (dtype == ANYNORM_FLOAT16) return widen_all<Half>(from, n, to);
+  widen_all<Brain>(from, n, to);
+}
+
+// Element i of a small array of type `dtype`.
+void put(double value, int dtype, int64_t i, void* array) {
+  if (dtype == ANYNORM_FLOAT64) return narrow(value, static_cast<double*>(array) + i);
+  if (dtype == ANYNORM_FLOAT32) return narrow(value, static_cast<float*>(array) + i);
+  if (dtype == ANYNORM_FLOAT16) return narrow(value, static_cast<Half*>(array) + i);
+  narrow(value, static_cast<Brain*>(array) + i);
+}
+
+// One call, made ready: the geometry, and scale and offset in the work type.
+struct Prepared {
+  Call call = {};
+  std::unique_ptr<char[]> scale, offset;
+  bool wide, empty;
+  int64_t bytes;
+
+  int prepare(const anynorm_problem& p) {
+    if (p.dtype < 0 || p.dtype > ANYNORM_BFLOAT16 || !analyse(p, &call.geometry)) return ANYNORM_UNSUPPORTED;
+    bytes = bytes_of(p);
+    if (bytes < 0) return ANYNORM_UNSUPPORTED;
+    wide = p.dtype == ANYNORM_FLOAT64;
+    empty = bytes == 0;
+    call.eps = p.eps;
+    call.removes_mean = p.removes & ANYNORM_REMOVES_MEAN;
+    call.removes_scale = p.removes & ANYNORM_REMOVES_SCALE;
+    call.threads = bytes < 2 * 64 * 1024 ? 1 : p.threads > 0 ? p.threads : processors();
+    call.executor = p.executor;
+    call.divisor = double(call.geometry.count);
+    return ANYNORM_OK;
+  }
+
+  bool take(const void* small, int dtype, std::unique_ptr<char[]>* own, const void** out) {
+    *out = small;
+    if (small == nullptr || dtype == (wide ? ANYNORM_FLOAT64 : ANYNORM_FLOAT32)) return true;
+    const int64_t n = call.geometry.affine_size;
+    own->reset(new (std::nothrow) char[size_t(n) * (wide ? 8 : 4)]);
+    if (!*own) return false;
+    if (wide)
+      to_work(small, dtype, n, reinterpret_cast<double*>(own->get()));
+    else
+      to_work(small, dtype, n, reinterpret_cast<float*>(own->get()));
+    *out = own->get();
+    return true;
+  }
+
+  // A lone offset is given a scale of ones where each element has its own, since the loops go by scale.
+  bool complete() {
+    if (call.scale != nullptr || call.offset == nullptr) return true;
+    const int64_t n = call.geometry.affine_size;
+    scale.reset(new (std::nothrow) char[size_t(n) * (wide ? 8 : 4)]);
+    if (!scale) return false;
+    for (int64_t i = 0; i < n; ++i) {
+      if (wide)
+        reinterpret_cast<double*>(scale.get())[i] = 1;
+      else
+        reinterpret_cast<float*>(scale.get())[i] = 1;
+    }
+    call.scale = scale.get();
+    return true;
+  }
+};
+
+void zero_statistics(const Prepared& p, void* mean, void* variance, double* saved) {
+  const size_t groups = size_t(p.call.geometry.groups), each = p.wide ? 8 : 4;
+  if (mean != nullptr) memset(mean, 0, groups * each);
+  if (variance != nullptr) memset(variance, 0, groups * each);
+  if (saved != nullptr) memset(saved, 0, groups * 16);
+}
+
+int run_forward(const anynorm_problem& problem, const void* x, const void* scale, const void* offset, void* y,
+                void* mean, void* variance, double* saved) {
+  Prepared p;
+  if (const int failure = p.prepare(problem)) return failure;
+  if (p.empty) {
+    zero_statistics(p, mean, variance, saved);
+    return ANYNORM_OK;
+  }
+  Call& call = p.call;
+  if (!p.take(scale, problem.scale_dtype, &p.scale, &call.scale) ||
+      !p.take(offset, problem.offset_dtype, &p.offset, &call.offset) || !p.complete())
+    return ANYNORM_NO_MEMORY;
+  if (y != x) use_large_pages(y, p.bytes);
+  call.x = x;
+  call.y = y;
+  call.mean = mean;
+  call.variance = variance;
+  call.statistics = reinterpret_cast<Statistic*>(saved);
+  return loops().forward[problem.dtype](call);
+}
+
+int run_backward(const anynorm_problem& problem, const void* x, const void* dy, const void* scale, const double* saved,
+                 double* sums, bool sums_given, double count, void* dx, void* dscale, void* doffset) {
+  Prepared p;
+  if (const int failure = p.prepare(problem)) return failure;
+  Call& call = p.call;
+  const int64_t n = call.geometry.affine_size;
+  if (p.empty) {
+    for (int64_t i = 0; i < n; ++i) {
+      if (dscale != nullptr) put(0, problem.scale_dtype, i, dscale);
+      if (doffset != nullptr) put(0, problem.offset_dtype, i, doffset);
+    }
+    if (sums != nullptr && !sums_given) memset(sums, 0, size_t(call.geometry.groups) * sizeof(Sums));
+    return ANYNORM_OK;
+  }
+  if (!p.take(scale, problem.scale_dtype, &p.scale, &call.scale)) return ANYNORM_NO_MEMORY;
+  std::unique_ptr<Sums[]> affine;
+  if (dscale != nullptr || doffset != nullptr) {
+    affine.reset(new (std::nothrow) Sums[size_t(n)]());
+    if (!affine) return ANYNORM_NO_MEMORY;
+    call.affine_sums = affine.get();
+  }
+  if (dx != dy) use_large_pages(dx, p.bytes);
+  call.x = x;
+  call.dy = dy;
+  call.dx = dx;
+  call.given = true;
+  call.statistics = const_cast<Statistic*>(reinterpret_cast<const Statistic*>(saved));
+  call.sums = reinterpret_cast<Sums*>(sums);
+  call.sums_given = sums_given;
+  if (count > 0) call.divisor = count;
+  if (const int failure = loops().backward[problem.dtype](call)) return failure;
+  for (int64_t i = 0; i < n; ++i) {
+    if (dscale != nullptr) put(affine[i].with_h, problem.scale_dtype, i, dscale);
+    if (doffset != nullptr) put(affine[i].plain, problem.offset_dtype, i, doffset);
+  }
+  return ANYNORM_OK;
+}
+
+}  // namespace
+}  // namespace anynorm
+
+using namespace anynorm;
+
+int anynorm_supported(const anynorm_problem* problem) {
+  Geometry geometry;
+  return analyse(*problem, &geometry) && available().number > 0;
+}
+
+int anynorm_forward(const anynorm_problem* problem, const void* x, const void* scale, const void* offset, void* y,
+                    void* mean, void* variance, double* saved) {
+  return run_forward(*problem, x, scale, offset, y, mean, variance, saved);
+}
+
+int anynorm_moments(const anynorm_problem* problem, const void* x, void* mean, void* variance, double* saved) {
+  return run_forward(*problem, x, nullptr, nullptr, nullptr, mean, variance, saved);
+}
+
+int anynorm_apply(const anynorm_problem* problem, const void* x, const void* mean, const void* variance,
+                  const void* scale, const void* offset, void* y) {
+  Prepared p;
+  if (const int failure = p.prepare(*problem)) return failure;
+  if (p.empty) return ANYNORM_OK;
+  Call& call = p.call;
+  if (!p.take(scale, problem->scale_dtype, &p.scale, &call.scale) ||
+      !p.take(offset, problem->offset_dtype, &p.offset, &call.offset) || !p.complete())
+    return ANYNORM_NO_MEMORY;
+  const int64_t groups = call.geometry.groups;
+  std::unique_ptr<Statistic[]> statistics(new (std::nothrow) Statistic[size_t(groups)]);
+  if (!statistics) return ANYNORM_NO_MEMORY;
+  const auto at = [&](const void* array, int64_t i) {
+    return p.wide ? static_cast<const double*>(array)[i] : double(static_cast<const float*>(array)[i]);
+  };
+  for (int64_t i = 0; i < groups; ++i) {
+    const double v = at(variance, i) + problem->eps;
+    statistics[i] = {mean == nullptr ? 0.0 : at(mean, i), v == 0 ? 0.0 : 1 / sqrt(v)};
+  }
+  if (y != x) use_large_pages(y, p.bytes);
+  call.x = x;
+  call.y = y;
+  call.given = true;
+  call.statistics = statistics.get();
+  return loops().forward[problem->dtype](call);
+}
+
+int anynorm_backward(const anynorm_problem* problem, const void* x, const void* dy, const void* scale,
+                     const double* saved, void* dx, void* dscale, void* doffset) {
+  return run_backward(*problem, x, dy, scale, saved, nullptr, false, 0, dx, dscale, doffset);
+}
+
+int anynorm_backward_sums(const anynorm_problem* problem, const void* x, const void* dy, const void* scale,
+                          const double* saved, double* sums, void* dscale, void* doffset) {
+  return run_backward(*problem, x, dy, scale, saved, sums, false, 0, nullptr, dscale, doffset);
+}
+
+int anynorm_backward_apply(const anynorm_problem* problem, const void* x, const void* dy, const void* scale,
+                           const double* saved, const double* sums, double count, void* dx) {
+  return run_backward(*problem, x, dy, scale, saved, const_cast<double*>(sums), true, count, dx, nullptr, nullptr);
+}
+
+const char* anynorm_isa(void) { return available().number > 0 ? loops().name : "none"; }
+
+int anynorm_use_isa(const char* name) {
+  for (int i = 0; i < available().number; ++i)
+    if (strcmp(available().loops[i]->name, name) == 0) {
+      chosen.store(available().loops[i], std::memory_order_release);
+      return ANYNORM_OK;
+    }
+  return ANYNORM_UNSUPPORTED;
+}
+
+int anynorm_abi(void) { return 1; }

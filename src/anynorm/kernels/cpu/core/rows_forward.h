@@ -1,0 +1,266 @@
+// Rows, forward: a statistic is over `pieces` stretches of c * s contiguous elements.
+
+// Elements whose differences are summed in the array's own precision before doubles take over.
+constexpr int64_t kBlock = 4096;
+
+// x * factor where Scaled says so: for doubles whose squares would leave the range.
+template <class A, bool Scaled, class T>
+inline Vec<A> scaled(const T* x, A factor) {
+  return Scaled ? Vec<A>(load<A>(x) * factor) : load<A>(x);
+}
+
+// A number amid the block, exactly x where the block is constant: sums of powers of two of equal numbers are exact.
+template <class A, bool Scaled, class T>
+inline A amid(const T* x, int64_t n, A factor) {
+  constexpr int64_t L = kLanes<A>;
+  if (n >= 4 * L) {
+    const int64_t step = n / 4;
+    const Vec<A> sum = (scaled<A, Scaled>(x, factor) + scaled<A, Scaled>(x + step, factor)) +
+                       (scaled<A, Scaled>(x + 2 * step, factor) + scaled<A, Scaled>(x + 3 * step, factor));
+    return sum_lanes(sum) * A(0.25 / double(L));
+  }
+  if (n >= L) return sum_lanes(scaled<A, Scaled>(x, factor)) * A(1 / double(L));
+  const A one = A(widen(x[0])), other = A(widen(x[n / 2]));
+  return ((one - other) * A(0.5) + other) * (Scaled ? factor : A(1));
+}
+
+template <class A>
+struct BlockSums {
+  Vec<A> sum[4] = {}, square[4] = {};
+
+  template <bool Centred, bool Scaled, class T>
+  inline void add(const T* x, int64_t n, Vec<A> shift, A factor) {
+    constexpr int64_t L = kLanes<A>;
+    int64_t i = 0;
+    for (; i + 4 * L <= n; i += 4 * L)
+      for (int64_t k = 0; k < 4; ++k) step<Centred>(scaled<A, Scaled>(x + i + k * L, factor), k, shift);
+    for (int64_t k = 0; i + L <= n; i += L, ++k) step<Centred>(scaled<A, Scaled>(x + i, factor), k, shift);
+    if (i < n) {
+      Vec<A> v = load_part<A>(x + i, n - i, shift);
+      if (Scaled) v = first<A>(n - i) ? Vec<A>(v * factor) : shift;
+      step<Centred>(v, 3, shift);
+    }
+  }
+
+ private:
+  template <bool Centred>
+  inline void step(Vec<A> v, int64_t k, Vec<A> shift) {
+    if (Centred) {
+      v -= shift;
+      sum[k] += v;
+    }
+    square[k] += v * v;
+  }
+};
+
+template <bool Centred, class A>
+inline void merge_block(Moments* m, const BlockSums<A>& block, A shift, int64_t n) {
+  const double square = sum_lanes(Vec<A>((block.square[0] + block.square[1]) + (block.square[2] + block.square[3])));
+  if (!Centred) return m->merge(double(n), 0, square);
+  const double sum = sum_lanes(Vec<A>((block.sum[0] + block.sum[1]) + (block.sum[2] + block.sum[3])));
+  const double mean = sum / double(n), lost = sum * mean;
+  m->bad = m->bad || lost > kFarShift * square;
+  m->merge(double(n), double(shift) + mean, square > lost ? square - lost : square < lost ? 0 : square - lost);
+}
+
+// How a group is cut into blocks: many short pieces in one, or many in a long piece.
+struct Blocks {
+  int64_t length, pieces, per_piece, pieces_each, number;
+  explicit Blocks(const Geometry& g) : length(g.c * g.s), pieces(g.pieces.size) {
+    const bool is_long = length >= kBlock / 4 || pieces == 1;
+    per_piece = is_long ? (length + kBlock - 1) / kBlock : 0;
+    pieces_each = is_long ? 1 : kBlock / most(length, 1);
+    number = is_long ? pieces * per_piece : (pieces + pieces_each - 1) / pieces_each;
+  }
+};
+
+template <class A, bool Centred, bool Scaled, class T>
+inline void block_moments(const Call& call, const Blocks& b, const T* group, int64_t i, double factor, Moments* m) {
+  const A by = A(factor);
+  BlockSums<A> sums;
+  if (b.per_piece > 0) {
+    const int64_t begin = i % b.per_piece * kBlock, n = least(kBlock, b.length - begin);
+    const T* x = group + offset(call.geometry.pieces, i / b.per_piece) + begin;
+    const A shift = Centred ? amid<A, Scaled>(x, n, by) : A(0);
+    sums.template add<Centred, Scaled>(x, n, broadcast(shift), by);
+    merge_block<Centred>(m, sums, shift, n);
+    return;
+  }
+  const int64_t from = i * b.pieces_each, to = least(b.pieces, from + b.pieces_each);
+  A shift = 0;
+  if (Centred) {
+    const T* middle = group + offset(call.geometry.pieces, (from + to) / 2);
+    shift = amid<A, Scaled>(middle, b.length, by);
+  }
+  const Vec<A> about = broadcast(shift);
+  for (int64_t p = from; p < to; ++p)
+    sums.template add<Centred, Scaled>(group + offset(call.geometry.pieces, p), b.length, about, by);
+  merge_block<Centred>(m, sums, shift, (to - from) * b.length);
+}
+
+template <class A, bool Scaled, class T>
+inline void block_moments(const Call& call, const Blocks& b, const T* group, int64_t i, double factor, Moments* m) {
+  if (call.removes_mean)
+    block_moments<A, true, Scaled>(call, b, group, i, factor, m);
+  else
+    block_moments<A, false, Scaled>(call, b, group, i, factor, m);
+}
+
+// From quick moments to the group's statistic.
+template <class T>
+Finished row_statistic(const Call& call, const Blocks& b, const T* group, const Moments& quick) {
+  return settled<T>(call, quick, [&](double factor) {
+    Moments m = {};
+    for (int64_t i = 0; i < b.number; ++i) block_moments<double, true>(call, b, group, i, factor, &m);
+    return m;
+  });
+}
+
+// --- apply ----------------------------------------------------------------------------------------------------------
+
+template <class A, class T>
+inline void scale_stretch(const T* x, T* y, int64_t n, Centre<A> k, A scale, A offset) {
+  constexpr int64_t L = kLanes<A>;
+  const A factor = k.rstd * scale;
+  const Vec<A> mean = broadcast(k.mean), a = broadcast(factor), b = broadcast(A(k.rest * scale + offset));
+  int64_t i = 0;
+  for (; i + 4 * L <= n; i += 4 * L)
+    for (int64_t j = 0; j < 4; ++j) store<A>(y + i + j * L, Vec<A>((load<A>(x + i + j * L) - mean) * a + b));
+  for (; i + L <= n; i += L) store<A>(y + i, Vec<A>((load<A>(x + i) - mean) * a + b));
+  if (i < n) store_part<A>(y + i, n - i, Vec<A>((load_part<A>(x + i, n - i, mean) - mean) * a + b));
+}
+
+// A scale and an offset for each element; `offset` may be NULL.
+template <class A, class T>
+inline void scale_elements(const T* x, T* y, int64_t n, Centre<A> k, const Work<T>* scale, const Work<T>* offset) {
+  constexpr int64_t L = kLanes<A>;
+  const Vec<A> mean = broadcast(k.mean), rstd = broadcast(k.rstd), rest = broadcast(k.rest), zero = {};
+  int64_t i = 0;
+  if (offset != nullptr)
+    for (; i + L <= n; i += L)
+      store<A>(y + i, Vec<A>(((load<A>(x + i) - mean) * rstd + rest) * load<A>(scale + i) + load<A>(offset + i)));
+  else
+    for (; i + L <= n; i += L)
+      store<A>(y + i, Vec<A>(((load<A>(x + i) - mean) * rstd + rest) * load<A>(scale + i)));
+  if (i < n) {
+    const Vec<A> h = (load_part<A>(x + i, n - i, mean) - mean) * rstd + rest;
+    const Vec<A> b = offset == nullptr ? zero : load_part<A>(offset + i, n - i, zero);
+    store_part<A>(y + i, n - i, Vec<A>(h * load_part<A>(scale + i, n - i, zero) + b));
+  }
+}
+
+// Elements [begin, end) of one piece, whose first scale is scale[0].
+template <class A, class T>
+void apply_rows(const Call& call, const T* x, T* y, const Work<T>* scale, const Work<T>* offset, int64_t begin,
+                int64_t end, const Statistic& statistic) {
+  const int64_t s = call.geometry.s;
+  const Centre<A> k(statistic);
+  if (call.geometry.c > 1 && s == 1 && scale != nullptr)
+    return scale_elements<A>(x + begin, y + begin, end - begin, k, scale + begin,
+                             offset == nullptr ? nullptr : offset + begin);
+  while (begin < end) {
+    const int64_t channel = begin / s, stop = least(end, (channel + 1) * s);
+    scale_stretch<A>(x + begin, y + begin, stop - begin, k, scale == nullptr ? A(1) : A(scale[channel]),
+                     offset == nullptr ? A(0) : A(offset[channel]));
+    begin = stop;
+  }
+}
+
+template <class T>
+void apply_group(const Call& call, const Walk::Place& at, const Statistic& statistic, int64_t piece, int64_t begin,
+                 int64_t end) {
+  const Walk::Place in = call.geometry.pieces.at(piece);
+  const Work<T>* scale = static_cast<const Work<T>*>(call.scale);
+  const Work<T>* offset = static_cast<const Work<T>*>(call.offset);
+  if (scale != nullptr) scale += at.affine + in.affine;
+  if (offset != nullptr) offset += at.affine + in.affine;
+  const T* x = static_cast<const T*>(call.x) + at.x + in.x;
+  T* y = static_cast<T*>(call.y) + at.x + in.x;
+  if (is_wide<T>(statistic))
+    apply_rows<double>(call, x, y, scale, offset, begin, end, statistic);
+  else
+    apply_rows<Work<T>>(call, x, y, scale, offset, begin, end, statistic);
+}
+
+// --- the whole ------------------------------------------------------------------------------------------------------
+
+// Without scale and offset, or with one of each alone, all of a piece is one stretch.
+inline Call simplified(const Call& call) {
+  Call out = call;
+  Geometry& g = out.geometry;
+  if (call.scale == nullptr && call.offset == nullptr && call.affine_sums == nullptr) g.s *= g.c, g.c = 1;
+  return out;
+}
+
+template <class T>
+int forward_rows(const Call& given) {
+  const Call call = simplified(given);
+  const Geometry& g = call.geometry;
+  const Blocks b(g);
+  const int64_t bytes = g.count * int64_t(sizeof(T)), length = b.length;
+  const T* x = static_cast<const T*>(call.x);
+  if (!(call.threads > 1 && g.groups < 2 * call.threads && bytes > 4 * kGrain)) {
+    const int64_t each_task = grain(bytes);
+    return each(call, (g.groups + each_task - 1) / each_task, [&](int64_t task) {
+      for (int64_t i = task * each_task; i < least(g.groups, (task + 1) * each_task); ++i) {
+        const Walk::Place at = g.outer.at(i);
+        Statistic statistic;
+        if (call.given) {
+          statistic = call.statistics[i];
+        } else {
+          Moments m = {};
+          for (int64_t j = 0; j < b.number; ++j) block_moments<Work<T>, false>(call, b, x + at.x, j, 1, &m);
+          const Finished f = row_statistic(call, b, x + at.x, m);
+          put<Work<T>>(call, i, f);
+          statistic = f.statistic;
+        }
+        if (call.y != nullptr)
+          for (int64_t p = 0; p < g.pieces.size; ++p) apply_group<T>(call, at, statistic, p, 0, length);
+      }
+      return 0;
+    });
+  }
+  // Few large groups: several threads work on one.
+  Buffer<Statistic> statistics(g.groups);
+  Buffer<Moments> partial(call.given ? 0 : g.groups * b.number);
+  if (statistics.failed() || partial.failed()) return ANYNORM_NO_MEMORY;
+  if (call.given) {
+    memcpy(static_cast<void*>(statistics.data), call.statistics, size_t(g.groups) * sizeof(Statistic));
+  } else {
+    const int64_t each_task = grain(kBlock * int64_t(sizeof(T))), tasks = (b.number + each_task - 1) / each_task;
+    each(call, g.groups * tasks, [&](int64_t task) {
+      const int64_t i = task / tasks, from = task % tasks * each_task;
+      for (int64_t j = from; j < least(b.number, from + each_task); ++j) {
+        Moments& m = partial[i * b.number + j];
+        m = Moments{};
+        block_moments<Work<T>, false>(call, b, x + g.outer.at(i).x, j, 1, &m);
+      }
+      return 0;
+    });
+    each(call, g.groups, [&](int64_t i) {
+      Moments m = {};
+      for (int64_t j = 0; j < b.number; ++j) {
+        const Moments& part = partial[i * b.number + j];
+        m.merge(part.count, part.mean, part.m2);
+        m.bad = m.bad || part.bad;
+      }
+      const Finished f = row_statistic(call, b, x + g.outer.at(i).x, m);
+      put<Work<T>>(call, i, f);
+      statistics[i] = f.statistic;
+      return 0;
+    });
+  }
+  if (call.y == nullptr) return 0;
+  const int64_t cut = most(length < 2 * kBlock ? length : 4 * kBlock, 1), cuts = (length + cut - 1) / cut;
+  const int64_t all = g.pieces.size * cuts, each_task = grain(least(cut, length) * int64_t(sizeof(T)));
+  const int64_t tasks = (all + each_task - 1) / each_task;
+  return each(call, g.groups * tasks, [&](int64_t task) {
+    const int64_t i = task / tasks, from = task % tasks * each_task;
+    const Walk::Place at = g.outer.at(i);
+    for (int64_t j = from; j < least(all, from + each_task); ++j) {
+      const int64_t begin = j % cuts * cut;
+      apply_group<T>(call, at, statistics[i], j / cuts, begin, least(length, begin + cut));
+    }
+    return 0;
+  });
+}

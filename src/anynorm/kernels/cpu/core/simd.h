@@ -1,0 +1,208 @@
+// Vectors of the compiler's own kind, and how float32, float64, float16 and bfloat16 get into and out of them.
+//
+// Included once for each instruction set, inside a namespace of that set's name: functions of one name compiled with
+// different flags must not be merged by the linker. For the same reason nothing of the standard library's templates is
+// used below.
+#include <stddef.h>
+
+#if defined(__AVX512F__)
+constexpr size_t kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr size_t kVectorBytes = 32;
+#else
+constexpr size_t kVectorBytes = 16;
+#endif
+
+template <class A>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float Type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Mask __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Lane;
+};
+template <>
+struct VectorOf<double> {
+  typedef double Type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Mask __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Lane;
+};
+template <class A>
+using Vec = typename VectorOf<A>::Type;
+template <class A>
+constexpr int64_t kLanes = kVectorBytes / sizeof(A);
+
+template <class A>
+inline Vec<A> broadcast(A value) {
+  return value - Vec<A>{};
+}
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// --- whole vectors --------------------------------------------------------------------------------------------------
+
+template <class T, class A>
+struct Convert {  // any pair, lane by lane; the pairs that matter follow
+  static inline Vec<A> load(const T* p) {
+    Vec<A> v;
+    for (int64_t i = 0; i < kLanes<A>; ++i) v[i] = A(widen(p[i]));
+    return v;
+  }
+  static inline void store(T* p, Vec<A> v) {
+    for (int64_t i = 0; i < kLanes<A>; ++i) narrow(A(v[i]), p + i);
+  }
+};
+
+template <class A>
+struct Convert<A, A> {
+  static inline Vec<A> load(const A* p) {
+    Vec<A> v;
+    memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static inline void store(A* p, Vec<A> v) { memcpy(p, &v, sizeof v); }
+};
+
+template <>
+struct Convert<float, double> {
+  typedef float Narrow __attribute__((vector_size(kVectorBytes / 2)));
+  static inline Vec<double> load(const float* p) {
+    Narrow v;
+    memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, Vec<double>);
+  }
+  static inline void store(float* p, Vec<double> v) {
+    const Narrow out = __builtin_convertvector(v, Narrow);
+    memcpy(p, &out, sizeof out);
+  }
+};
+
+template <>
+struct Convert<Brain, float> {
+  typedef uint16_t Bits __attribute__((vector_size(kVectorBytes / 2)));
+  typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+  static inline Vec<float> load(const Brain* p) {
+    Bits bits;
+    memcpy(&bits, p, sizeof bits);
+    return Vec<float>(__builtin_convertvector(bits, Words) << 16);
+  }
+  static inline void store(Brain* p, Vec<float> v) {
+    const Words bits = Words(v);
+    const Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const Bits out = __builtin_convertvector(v != v ? (bits >> 16 | 0x40) : rounded, Bits);
+    memcpy(p, &out, sizeof out);
+  }
+};
+
+#if defined(__AVX512F__)
+template <>
+struct Convert<Half, float> {
+  static inline Vec<float> load(const Half* p) {
+    return Vec<float>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+  }
+  static inline void store(Half* p, Vec<float> v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(__m512(v), _MM_FROUND_TO_NEAREST_INT));
+  }
+};
+#elif defined(__F16C__)
+template <>
+struct Convert<Half, float> {
+  static inline Vec<float> load(const Half* p) {
+    return Vec<float>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  static inline void store(Half* p, Vec<float> v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(__m256(v), _MM_FROUND_TO_NEAREST_INT));
+  }
+};
+#elif defined(__aarch64__)
+template <>
+struct Convert<Half, float> {
+  static inline Vec<float> load(const Half* p) {
+    return Vec<float>(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits))));
+  }
+  static inline void store(Half* p, Vec<float> v) {
+    vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32(float32x4_t(v))));
+  }
+};
+#endif
+
+template <class A, class T>
+inline Vec<A> load(const T* p) {
+  return Convert<T, A>::load(p);
+}
+template <class A, class T>
+inline void store(T* p, Vec<A> v) {
+  Convert<T, A>::store(p, v);
+}
+
+// --- the first n lanes ----------------------------------------------------------------------------------------------
+
+template <class A>
+inline typename VectorOf<A>::Mask first(int64_t n) {
+  typename VectorOf<A>::Mask lane;
+  for (int64_t i = 0; i < kLanes<A>; ++i) lane[i] = typename VectorOf<A>::Lane(i);
+  return lane < typename VectorOf<A>::Lane(n);
+}
+
+// The first n elements, and `fill` in the other lanes.
+template <class A, class T>
+inline Vec<A> load_part(const T* p, int64_t n, Vec<A> fill) {
+  T whole[kLanes<A>] = {};
+  for (int64_t i = 0; i < n; ++i) whole[i] = p[i];
+  return first<A>(n) ? load<A>(whole) : fill;
+}
+template <class A, class T>
+inline void store_part(T* p, int64_t n, Vec<A> v) {
+  T whole[kLanes<A>];
+  store<A>(whole, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = whole[i];
+}
+
+#if defined(__AVX512F__)
+template <>
+inline Vec<float> load_part<float, float>(const float* p, int64_t n, Vec<float> fill) {
+  return Vec<float>(_mm512_mask_loadu_ps(__m512(fill), __mmask16((1u << n) - 1), p));
+}
+template <>
+inline void store_part<float, float>(float* p, int64_t n, Vec<float> v) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), __m512(v));
+}
+template <>
+inline Vec<float> load_part<float, Brain>(const Brain* p, int64_t n, Vec<float> fill) {
+  const __mmask16 lanes = __mmask16((1u << n) - 1);
+  const __m512i words = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, p));
+  return Vec<float>(_mm512_mask_mov_ps(__m512(fill), lanes, _mm512_castsi512_ps(_mm512_slli_epi32(words, 16))));
+}
+template <>
+inline Vec<float> load_part<float, Half>(const Half* p, int64_t n, Vec<float> fill) {
+  const __mmask16 lanes = __mmask16((1u << n) - 1);
+  return Vec<float>(_mm512_mask_mov_ps(__m512(fill), lanes, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, p))));
+}
+#elif defined(__AVX2__)
+template <>
+inline Vec<float> load_part<float, float>(const float* p, int64_t n, Vec<float> fill) {
+  const auto lanes = first<float>(n);
+  return lanes ? Vec<float>(_mm256_maskload_ps(p, __m256i(lanes))) : fill;
+}
+template <>
+inline void store_part<float, float>(float* p, int64_t n, Vec<float> v) {
+  _mm256_maskstore_ps(p, __m256i(first<float>(n)), __m256(v));
+}
+#endif
+
+// --- sums over the lanes, always in the same order --------------------------------------------------------------------
+
+#if defined(__AVX512F__)
+inline float sum_lanes(Vec<float> v) { return _mm512_reduce_add_ps(__m512(v)); }
+inline double sum_lanes(Vec<double> v) { return _mm512_reduce_add_pd(__m512d(v)); }
+#else
+template <class V>
+inline auto sum_lanes(V v) -> decltype(v[0] + v[0]) {
+  decltype(v[0] + v[0]) lane[sizeof(V) / sizeof(v[0])];
+  memcpy(lane, &v, sizeof v);
+  for (size_t half = sizeof(V) / sizeof(v[0]) / 2; half > 0; half /= 2)
+    for (size_t i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+#endif

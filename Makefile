@@ -1,30 +1,46 @@
-# Each target sets itself up: a .venv of its own with the versions that pyproject.toml pins.
+# Each target sets itself up: a .venv of its own with the versions that pyproject.toml pins, and the CPU kernels built
+# into the source tree.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
+BUILD := build/kernels
+KERNELS := $(BUILD)/.installed
+CPU := src/anynorm/kernels/cpu
 # One thread each for two test processes; more would only stand in each other's way.
 export OMP_NUM_THREADS ?= 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test lint bench accuracy wheel clean
+.PHONY: help demo test lint bench accuracy kernels wheel clean
 
 help:
 	@echo "make demo      train the tutorial's model with each normalization; tables and pictures in demo-out/"
 	@echo "make test      lint, types and tests on every framework"
 	@echo "make accuracy  errors of anynorm and its peers against float64"
 	@echo "make bench     speed of anynorm and of Keras's own layers"
+	@echo "make kernels   the CPU kernels, rebuilt as far as their sources changed; every target above does it"
 	@echo "make wheel     build the wheel into dist/"
 
+# pip leaves the kernels out here: it would compile all of them, in a place of its own, each time.
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "anynorm needs Python 3.11 or newer; name one, as in: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "setting up .venv (a few minutes and about 3 GB the first time)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@ANYNORM_KERNELS=off $(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@rm -f .venv/.installed-*
 	@touch $@
 
-demo: $(STAMP)
+# Without a compiler everything works, composed; a compiler that fails is an error.
+$(KERNELS): $(STAMP) CMakeLists.txt $(CPU)/core $(CPU)/doors $(wildcard $(CPU)/*.h $(CPU)/core/* $(CPU)/doors/*)
+	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+		{ echo "no C++ compiler: going on without the CPU kernels"; exit 0; }; \
+	PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	cmake -S . -B $(BUILD) -G Ninja --log-level=WARNING -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" && \
+	cmake --build $(BUILD) && cmake --install $(BUILD) >/dev/null && touch $@
+
+kernels: $(KERNELS)
+
+demo: $(KERNELS)
 	@$(BIN)/anynorm demo $(ARGS)
 
 lint: $(STAMP)
@@ -32,19 +48,19 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint $(KERNELS)
 	KERAS_BACKEND=jax $(BIN)/pytest -q -n 2 tests/test_keras_*.py src/anynorm/keras
 	KERAS_BACKEND=torch $(BIN)/pytest -q -n 2 tests/test_keras_*.py src/anynorm/keras
 	KERAS_BACKEND=tensorflow $(BIN)/pytest -q -n 2
 
-accuracy: $(STAMP)
+accuracy: $(KERNELS)
 	$(BIN)/python benchmarks/accuracy.py $(ARGS)
 
-bench: $(STAMP)
+bench: $(KERNELS)
 	$(BIN)/python benchmarks/speed.py $(ARGS)
 
 wheel: $(STAMP)
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf .venv dist build demo-out
+	rm -rf .venv dist build demo-out $(CPU)/libanynorm_*

@@ -20,27 +20,30 @@ inline void add_rows(const T* x, int64_t n, int64_t stride, A factor, const A* s
   int64_t i = 0;
   for (; i + L <= n; i += L) {
     const Vec<A> about = Centred ? load<A>(shift + i) : zero;
-    Vec<A> s = Centred ? load<A>(sum + i) : zero, q = load<A>(square + i);
+    const Vec<A> s = Centred ? load<A>(sum + i) : zero, q = load<A>(square + i);
+    // First among themselves: the fewer numbers are added to one, the less is rounded away.
+    Vec<A> here = {}, squares = {};
     for (int r = 0; r < R; ++r) {
       Vec<A> v = scaled<A, Scaled>(x + r * stride + i, factor);
-      if (Centred) v -= about, s += v;
-      q += v * v;
+      if (Centred) v -= about, here += v;
+      squares += v * v;
     }
-    if (Centred) store<A>(sum + i, s);
-    store<A>(square + i, q);
+    if (Centred) store<A>(sum + i, Vec<A>(s + here));
+    store<A>(square + i, Vec<A>(q + squares));
   }
   if (i == n) return;
   const int64_t m = n - i;
   const Vec<A> about = Centred ? load_part<A>(shift + i, m, zero) : zero;
-  Vec<A> s = Centred ? load_part<A>(sum + i, m, zero) : zero, q = load_part<A>(square + i, m, zero);
+  const Vec<A> s = Centred ? load_part<A>(sum + i, m, zero) : zero, q = load_part<A>(square + i, m, zero);
+  Vec<A> here = {}, squares = {};
   for (int r = 0; r < R; ++r) {
     Vec<A> v = load_part<A>(x + r * stride + i, m, zero);
     if (Scaled) v *= factor;
-    if (Centred) v -= about, s += v;
-    q += v * v;
+    if (Centred) v -= about, here += v;
+    squares += v * v;
   }
-  if (Centred) store_part<A>(sum + i, m, s);
-  store_part<A>(square + i, m, q);
+  if (Centred) store_part<A>(sum + i, m, Vec<A>(s + here));
+  store_part<A>(square + i, m, Vec<A>(q + squares));
 }
 
 // Mean and second moment of each column of one block of at most kRowsSummed rows.
@@ -52,19 +55,22 @@ bool block_columns(const Block<T>& b, double by, A* scratch, double* mean, doubl
   A *shift = scratch, *sum = scratch + b.n, *square = scratch + 2 * b.n;
   memset(static_cast<void*>(sum), 0, size_t(2 * b.n) * sizeof(A));
   if (Centred) {
-    // Of four equal numbers the mean is exact, so that constant columns have differences of exactly 0.
-    const int64_t step = b.rows / 4 * b.stride;
+    // Of 8, 4 or 2 equal numbers the mean is exact, so that constant columns have differences of exactly 0.
+    const int64_t some = b.rows >= 8 ? 8 : b.rows >= 4 ? 4 : b.rows >= 2 ? 2 : 1, step = b.rows / some * b.stride;
+    const A share = 1 / A(some);
+    const auto half_of = [&](const auto& at, int64_t r) { return at(r) + at(r + some / 2); };
+    const auto total = [&](const auto& at) {
+      if (some == 1) return at(0);
+      auto sum = half_of(at, 0);
+      if (some == 4) sum = sum + half_of(at, 1);
+      if (some == 8) sum = (sum + half_of(at, 1)) + (half_of(at, 2) + half_of(at, 3));
+      return sum;
+    };
     int64_t i = 0;
-    if (b.rows >= 4)
-      for (; i + L <= b.n; i += L) {
-        const T* x = b.x + i;
-        const Vec<A> total = (scaled<A, Scaled>(x, factor) + scaled<A, Scaled>(x + step, factor)) +
-                             (scaled<A, Scaled>(x + 2 * step, factor) + scaled<A, Scaled>(x + 3 * step, factor));
-        store<A>(shift + i, Vec<A>(total * A(0.25)));
-      }
-    const auto one = [&](int64_t at) { return A(widen(b.x[at])) * (Scaled ? factor : A(1)); };
+    for (; i + L <= b.n; i += L)
+      store<A>(shift + i, Vec<A>(total([&](int64_t r) { return scaled<A, Scaled>(b.x + r * step + i, factor); }) * share));
     for (; i < b.n; ++i)
-      shift[i] = b.rows < 4 ? one(i) : ((one(i) + one(i + step)) + (one(i + 2 * step) + one(i + 3 * step))) * A(0.25);
+      shift[i] = total([&](int64_t r) { return A(widen(b.x[r * step + i])) * (Scaled ? factor : A(1)); }) * share;
   }
   int64_t row = 0;
   for (; row + kAtOnce <= b.rows; row += kAtOnce)
@@ -140,25 +146,26 @@ inline void sum_some_rows(const T* x, const T* dy, int64_t n, int64_t stride, Co
   int64_t i = 0;
   for (; i + L <= n; i += L) {
     const Vec<A> mean = load<A>(c.mean + i), rstd = load<A>(c.rstd + i), rest = load<A>(c.rest + i);
-    Vec<A> p = load<A>(plain + i), q = load<A>(with_h + i);
+    Vec<A> p = {}, q = {};
     for (int r = 0; r < R; ++r) {
       const Vec<A> g = load<A>(dy + r * stride + i);
       p += g;
       q += g * ((load<A>(x + r * stride + i) - mean) * rstd + rest);
     }
-    store<A>(plain + i, p), store<A>(with_h + i, q);
+    store<A>(plain + i, Vec<A>(load<A>(plain + i) + p)), store<A>(with_h + i, Vec<A>(load<A>(with_h + i) + q));
   }
   if (i == n) return;
   const int64_t m = n - i;
   const Vec<A> zero = {}, mean = load_part<A>(c.mean + i, m, zero), rstd = load_part<A>(c.rstd + i, m, zero),
                rest = load_part<A>(c.rest + i, m, zero);
-  Vec<A> p = load_part<A>(plain + i, m, zero), q = load_part<A>(with_h + i, m, zero);
+  Vec<A> p = {}, q = {};
   for (int r = 0; r < R; ++r) {
     const Vec<A> g = load_part<A>(dy + r * stride + i, m, zero);
     p += g;
     q += g * ((load_part<A>(x + r * stride + i, m, mean) - mean) * rstd + rest);
   }
-  store_part<A>(plain + i, m, p), store_part<A>(with_h + i, m, q);
+  store_part<A>(plain + i, m, Vec<A>(load_part<A>(plain + i, m, zero) + p));
+  store_part<A>(with_h + i, m, Vec<A>(load_part<A>(with_h + i, m, zero) + q));
 }
 
 // Sums over the rows of dy and dy * h, added to `plain` and `with_h`.

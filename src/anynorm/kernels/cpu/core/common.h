@@ -109,7 +109,8 @@ bool in_range(const Call& call, double variance) {
 // Needs arithmetic in double to be applied.
 template <class T>
 bool is_wide(const Statistic& s) {
-  return !kIsDouble<T> && !(s.rstd >= kWideLow && s.rstd <= kWideHigh) && s.rstd != 0;
+  // Not where it is NaN: that group is lost, and its neighbours are to notice nothing.
+  return !kIsDouble<T> && ((s.rstd < kWideLow && s.rstd != 0) || s.rstd > kWideHigh);
 }
 
 struct Finished {

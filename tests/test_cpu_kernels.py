@@ -1,0 +1,224 @@
+"""The CPU kernels by themselves: every case of the table, every instruction set, every type, against the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from arrays import relative, ulps
+from cases import BY_NAME, CASES, Case
+
+from anynorm.kernels import cpu
+
+pytestmark = pytest.mark.skipif(cpu.library() is None, reason=cpu.why_not())
+
+# Larger shapes beside each case's own: several blocks, tiles and vectors, and lengths that fill none of them.
+LARGE = {
+    "group, channels last": ((2, 37, 29, 44), {"g": 4}),
+    "group, channels first": ((3, 12, 51, 67), {"g": 4}),
+    "group, the tutorial's": ((3, 26, 26, 10), {"g": 5}),
+    "group, one": ((2, 19, 23, 12), {"g": 1}),
+    "instance, channels last": ((2, 41, 43, 5), {}),
+    "instance, channels first": ((3, 5, 97, 101), {}),
+    "layer, last axis": ((3, 67, 1031), {}),
+    "layer, short rows": ((1003, 19), {}),
+    "layer, the tutorial's": ((3, 26, 26, 10), {}),
+    "layer, channels first": ((2, 67, 31, 37), {}),
+    "layer, a whole sample": ((2, 101, 97), {}),
+    "batch, channels last": ((3, 23, 29, 37), {}),
+    "batch, channels first": ((7, 5, 23, 29), {}),
+    "RMS, last axis": ((131, 517), {}),
+    "RMS, first axis": ((131, 31, 7), {}),
+    "filter response": ((2, 41, 43, 5), {}),
+    "weight standardization": ((3, 3, 67, 131), {}),
+    "one dimension": ((10007,), {}),
+    "layer, two axes": ((3, 25, 27, 2), {}),
+    "many dimensions": ((2, 3, 2, 35, 3, 41), {}),
+}
+TYPES = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+@pytest.fixture(params=cpu.isas())
+def isa(request: pytest.FixtureRequest) -> Any:
+    before = cpu.isa()
+    cpu.use_isa(request.param)
+    yield request.param
+    cpu.use_isa(before)
+
+
+def address(a: np.ndarray | None) -> int | None:
+    return None if a is None else a.ctypes.data
+
+
+def call(name: str, *arguments: Any) -> None:
+    given = [address(a) if isinstance(a, np.ndarray) or a is None else a for a in arguments]
+    assert getattr(cpu.library(), "anynorm_" + name)(*given) == cpu.OK
+
+
+class Run:
+    """Both passes of one case through the C interface; arrays that are written begin as NaN."""
+
+    def __init__(
+        self, case: Case, x: np.ndarray, dy: np.ndarray, scale: Any, offset: Any, eps: float = 1e-5, **how: Any
+    ):
+        plan = case.plan
+        self.x, self.dy, self.scale = x, dy, scale
+        names = [None if a is None else a.dtype.name for a in (scale, offset)]
+        self.problem = cpu.problem(plan, x.dtype.name, *names, eps, how.get("threads", 1))
+        work = np.float64 if x.dtype == np.float64 else np.float32
+        self.y, self.dx = np.full_like(x, np.nan), np.full_like(x, np.nan)
+        self.mean, self.variance = np.full((2, plan.groups), np.nan, work)
+        self.saved = np.full((plan.groups, 2), np.nan)
+        self.dscale, self.doffset = (None if a is None else np.full_like(a, np.nan) for a in (scale, offset))
+        call("forward", self.problem, x, scale, offset, self.y, self.mean, self.variance, self.saved)
+        call("backward", self.problem, x, dy, scale, self.saved, self.dx, self.dscale, self.doffset)
+
+
+def sized(case: Case, large: bool) -> Case:
+    from dataclasses import replace
+
+    if not large:
+        return case
+    if case.name not in LARGE:
+        pytest.skip("no larger shape")
+    shape, sizes = LARGE[case.name]
+    return replace(case, shape=shape, sizes=sizes)
+
+
+def arrays(case: Case, dtype: str = "float32", mean: float = 1.0, std: float = 1.0) -> Any:
+    rng = np.random.default_rng(3)
+    x = (rng.normal(size=case.shape) * std + mean).astype(TYPES[dtype])
+    return x, rng.normal(size=case.shape).astype(TYPES[dtype]), *case.parameters(rng)
+
+
+def within(actual: np.ndarray, wanted: np.ndarray, bound: float) -> None:
+    assert np.abs(actual - wanted).max() <= bound
+
+
+def test_all_cases_have_loops() -> None:
+    assert [case.name for case in CASES if not cpu.supports(case.plan)] == []
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize(("mean", "std"), [(1.0, 1.0), (1e6, 1.0), (0.0, 1e30), (0.0, 1e-30)])
+def test_float32(case: Case, large: bool, mean: float, std: float, isa: str) -> None:
+    case = sized(case, large)
+    x, dy, scale, offset = arrays(case, "float32", mean, std)
+    if not case.plan.removes_mean and mean:
+        x -= np.float32(mean)
+    eps = 0.0 if std < 1 else 1e-5
+    run, wanted = Run(case, x, dy, scale, offset, eps), case.reference(x, scale, offset, eps=eps)
+    # The contract's millionth is for the normalized array; behind scale and offset it is 4 units at y's scale.
+    plain = Run(case, x, dy, None, None, eps)
+    within(plain.y, case.reference(x, eps=eps).y, 1e-6 * (1.0 if "scale" in case.remove else std))
+    ulps(run.y, wanted.y)
+    for name, ours, theirs in zip("x scale offset".split(), (run.dx, run.dscale, run.doffset), wanted.backward(dy)):
+        if ours is not None:
+            relative(ours, theirs, 2e-6, f"d{name}")
+    with np.errstate(over="ignore"):
+        relative(run.mean, wanted.centre, 1e-6, "mean")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_other_types(case: Case, dtype: str, isa: str) -> None:
+    case = sized(case, case.name in LARGE)
+    x, dy, scale, offset = arrays(case, dtype)
+    run, wanted = Run(case, x, dy, scale, offset), case.reference(x, scale, offset)
+    unit = {"float64": 1e-14, "float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
+    # Rounded once: half a unit, and a little where the single-precision number lay near the middle.
+    bound = np.abs(wanted.y) * unit * 1.01 + 4e-6 * (dtype != "float64") + 1e-14
+    error = np.abs(run.y.astype(np.float64) - wanted.y)
+    assert (error / bound).max() <= 1, (error.max(), wanted.y.flat[np.argmax(error / bound)])
+    dx, dscale, doffset = wanted.backward(dy)
+    relative(run.dx.astype(np.float64), dx, max(unit, 1e-14), "dx")
+    if scale is not None:
+        relative(run.dscale, dscale, 2e-6, "dscale")
+        relative(run.doffset, doffset, 2e-6, "doffset")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_any_number_of_threads_gives_the_same_bits(case: Case, isa: str) -> None:
+    case = sized(case, case.name in LARGE)
+    x, dy, scale, offset = arrays(case, mean=3.0)
+    one = Run(case, x, dy, scale, offset, threads=1)
+    for threads in (2, 3, 8):
+        other = Run(case, x, dy, scale, offset, threads=threads)
+        for name in ("y", "mean", "variance", "saved", "dx", "dscale", "doffset"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), name)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_constant_groups_come_out_as_offset(case: Case, isa: str) -> None:
+    x, dy, scale, offset = arrays(case)
+    if not case.plan.removes_mean:
+        pytest.skip("the mean stays")
+    for value in (3.3, -1e6, 1e30, 1e-30):
+        run = Run(case, np.full_like(x, value), dy, scale, offset)
+        np.testing.assert_array_equal(run.y, case.reference(np.zeros_like(x), scale, offset).y)
+        assert np.isfinite(run.dx).all()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_the_halves_make_the_whole(case: Case, isa: str) -> None:
+    case = sized(case, case.name in LARGE)
+    x, dy, scale, offset = arrays(case)
+    run = Run(case, x, dy, scale, offset)
+    mean, variance = np.full_like(run.mean, np.nan), np.full_like(run.mean, np.nan)
+    saved, sums = np.full_like(run.saved, np.nan), np.full_like(run.saved, np.nan)
+    y, dx = np.full_like(x, np.nan), np.full_like(x, np.nan)
+    dscale, doffset = (None if a is None else np.full_like(a, np.nan) for a in (scale, offset))
+    call("moments", run.problem, x, mean, variance, saved)
+    np.testing.assert_array_equal(saved, run.saved)
+    if case.plan.removes_scale:
+        call("apply", run.problem, x, mean, variance, scale, offset, y)
+        np.testing.assert_allclose(y, run.y, rtol=0, atol=2e-6)
+    call("backward_sums", run.problem, x, dy, scale, saved, sums, dscale, doffset)
+    call("backward_apply", run.problem, x, dy, scale, saved, sums, float(case.plan.count), dx)
+    np.testing.assert_array_equal(dx, run.dx)
+    for ours, theirs in ((dscale, run.dscale), (doffset, run.doffset)):
+        if ours is not None:
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_in_place(case: Case, isa: str) -> None:
+    x, dy, scale, offset = arrays(case)
+    run = Run(case, x, dy, scale, offset)
+    y, dx = x.copy(), dy.copy()
+    call("forward", run.problem, y, scale, offset, y, None, None, None)
+    call("backward", run.problem, x, dx, scale, run.saved, dx, None, None)
+    np.testing.assert_array_equal(y, run.y)
+    np.testing.assert_array_equal(dx, run.dx)
+
+
+def test_large_rows_under_tight_types(isa: str) -> None:
+    """Inputs up to the type's largest number, and the smallest without eps."""
+    case = BY_NAME["layer, last axis"]
+    for dtype, std in (("float16", 6e4), ("bfloat16", 1e38), ("float32", 1e38), ("float32", 1e-41)):
+        x = (np.sign(np.random.default_rng(0).normal(size=case.shape)) * std).astype(TYPES[dtype])
+        x[..., 0] /= TYPES[dtype](2)
+        run = Run(case, x, np.ones_like(x), None, None, 0.0)
+        bound = 1e-5 if dtype == "float32" else 2.0**-8
+        wanted = case.reference(x, eps=0.0).y
+        np.testing.assert_allclose(run.y.astype(np.float64), wanted, rtol=bound, atol=bound, err_msg=f"{dtype} {std}")
+
+
+def test_nan_and_infinity_stay_in_their_group(isa: str) -> None:
+    for case in CASES:
+        if case.plan.groups < 2:
+            continue
+        x, dy, scale, offset = arrays(case)
+        good = Run(case, x, dy, scale, offset)
+        for bad in (np.nan, np.inf):
+            broken = x.copy()
+            broken.flat[0] = bad
+            run = Run(case, broken, dy, scale, offset)
+            with np.errstate(invalid="ignore"):
+                wanted = case.reference(broken, scale, offset).y
+            touched = np.isnan(case.reference(np.where(np.isinf(broken), np.nan, broken)).y)
+            np.testing.assert_array_equal(np.isfinite(run.y[touched]), np.isfinite(wanted[touched]), case.name)
+            np.testing.assert_array_equal(run.y[~touched], good.y[~touched], case.name)

@@ -60,7 +60,11 @@ bench: $(KERNELS)
 	$(BIN)/python benchmarks/speed.py $(ARGS)
 
 wheel: $(STAMP)
-	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@rm -f dist/anynorm-*.whl
+	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/anynorm-*.whl
+	@! ls dist/anynorm-*-any.whl >/dev/null 2>&1 || \
+		{ echo "this wheel is without the CPU kernels, since building them failed: pip wheel --verbose . says why"; exit 1; }
 
 clean:
 	rm -rf .venv dist build demo-out $(CPU)/libanynorm_*

@@ -10,64 +10,82 @@ int64_t tile_across(const Geometry& g) {
   return (even + 15) / 16 * 16;
 }
 
-template <class A, class T>
-void apply_row_across(const T* x, T* y, int64_t n, ColumnCentre<A> c, A scale, A offset) {
+// R rows at once, so that what belongs to a column is loaded once for all of them.
+template <class A, int R, class T>
+void apply_across(const T* x, T* y, int64_t n, int64_t stride, ColumnCentre<A> c, const A* scale, const A* offset) {
   constexpr int64_t L = kLanes<A>;
-  const Vec<A> by = broadcast(scale), more = broadcast(offset);
-  int64_t i = 0;
-  for (; i + L <= n; i += L) {
-    const Vec<A> h = (load<A>(x + i) - load<A>(c.mean + i)) * load<A>(c.rstd + i) + load<A>(c.rest + i);
-    store<A>(y + i, Vec<A>(h * by + more));
-  }
-  if (i == n) return;
-  const int64_t m = n - i;
-  const Vec<A> zero = {}, mean = load_part<A>(c.mean + i, m, zero);
-  const Vec<A> h = (load_part<A>(x + i, m, zero) - mean) * load_part<A>(c.rstd + i, m, zero) +
-                   load_part<A>(c.rest + i, m, zero);
-  store_part<A>(y + i, m, Vec<A>(h * by + more));
-}
-
-// Of one row: to each column's sums g and g * h, and the row's own sums of dy and dy * h.
-template <class A, class T>
-Sums sum_row_across(const T* x, const T* dy, int64_t n, ColumnCentre<A> c, A scale, A* plain, A* with_h) {
-  constexpr int64_t L = kLanes<A>;
-  const Vec<A> by = broadcast(scale), zero = {};
-  Vec<A> row_plain = {}, row_with_h = {};
   for (int64_t i = 0; i < n; i += L) {
     const int64_t m = least(L, n - i);
     const bool all = m == L;
+    const Vec<A> zero = {};
     const auto of = [&](const A* column) { return all ? load<A>(column + i) : load_part<A>(column + i, m, zero); };
-    const Vec<A> g = all ? load<A>(dy + i) : load_part<A>(dy + i, m, zero);
-    const Vec<A> v = all ? load<A>(x + i) : load_part<A>(x + i, m, zero);
-    const Vec<A> g_h = g * ((v - of(c.mean)) * of(c.rstd) + of(c.rest));
-    row_plain += g;
-    row_with_h += g_h;
-    const Vec<A> p = of(plain) + g * by, q = of(with_h) + g_h * by;
+    const Vec<A> mean = of(c.mean), rstd = of(c.rstd), rest = of(c.rest);
+    for (int r = 0; r < R; ++r) {
+      const int64_t at = r * stride + i;
+      const Vec<A> v = all ? load<A>(x + at) : load_part<A>(x + at, m, mean);
+      const Vec<A> out = ((v - mean) * rstd + rest) * scale[r] + offset[r];
+      if (all)
+        store<A>(y + at, out);
+      else
+        store_part<A>(y + at, m, out);
+    }
+  }
+}
+
+// To each column's sums of g and g * h, and each row's own sums of dy and dy * h.
+template <class A, int R, class T>
+void sum_across(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre<A> c, const A* scale, A* plain,
+                A* with_h, Sums* rows) {
+  constexpr int64_t L = kLanes<A>;
+  Vec<A> row_plain[R] = {}, row_with_h[R] = {};
+  for (int64_t i = 0; i < n; i += L) {
+    const int64_t m = least(L, n - i);
+    const bool all = m == L;
+    const Vec<A> zero = {};
+    const auto of = [&](const A* column) { return all ? load<A>(column + i) : load_part<A>(column + i, m, zero); };
+    const Vec<A> mean = of(c.mean), rstd = of(c.rstd), rest = of(c.rest);
+    Vec<A> p = {}, q = {};
+    for (int r = 0; r < R; ++r) {
+      const int64_t at = r * stride + i;
+      const Vec<A> g = all ? load<A>(dy + at) : load_part<A>(dy + at, m, zero);
+      const Vec<A> v = all ? load<A>(x + at) : load_part<A>(x + at, m, mean);
+      const Vec<A> g_h = g * ((v - mean) * rstd + rest);
+      row_plain[r] += g;
+      row_with_h[r] += g_h;
+      p += g * scale[r];
+      q += g_h * scale[r];
+    }
+    p += of(plain);
+    q += of(with_h);
     if (all)
       store<A>(plain + i, p), store<A>(with_h + i, q);
     else
       store_part<A>(plain + i, m, p), store_part<A>(with_h + i, m, q);
   }
-  return {double(sum_lanes(row_plain)), double(sum_lanes(row_with_h))};
+  for (int r = 0; r < R; ++r) rows[r] = {double(sum_lanes(row_plain[r])), double(sum_lanes(row_with_h[r]))};
 }
 
-// dx = rstd * (dy * scale) + h * slope + level
-template <class A, class T>
-void project_row_across(const T* x, const T* dy, T* dx, int64_t n, ColumnCentre<A> c, ColumnProjection<A> p, A scale) {
+// dx = dy * (rstd * scale) + h * slope + level
+template <class A, int R, class T>
+void project_across(const T* x, const T* dy, T* dx, int64_t n, int64_t stride, ColumnCentre<A> c,
+                    ColumnProjection<A> p, const A* scale) {
   constexpr int64_t L = kLanes<A>;
-  const Vec<A> by = broadcast(scale), zero = {};
   for (int64_t i = 0; i < n; i += L) {
     const int64_t m = least(L, n - i);
     const bool all = m == L;
+    const Vec<A> zero = {};
     const auto of = [&](const A* column) { return all ? load<A>(column + i) : load_part<A>(column + i, m, zero); };
-    const Vec<A> g = all ? load<A>(dy + i) : load_part<A>(dy + i, m, zero);
-    const Vec<A> v = all ? load<A>(x + i) : load_part<A>(x + i, m, zero), rstd = of(c.rstd);
-    const Vec<A> h = (v - of(c.mean)) * rstd + of(c.rest);
-    const Vec<A> out = g * (rstd * by) + (h * of(p.slope) + of(p.level));
-    if (all)
-      store<A>(dx + i, out);
-    else
-      store_part<A>(dx + i, m, out);
+    const Vec<A> mean = of(c.mean), rstd = of(c.rstd), rest = of(c.rest), slope = of(p.slope), level = of(p.level);
+    for (int r = 0; r < R; ++r) {
+      const int64_t at = r * stride + i;
+      const Vec<A> g = all ? load<A>(dy + at) : load_part<A>(dy + at, m, zero);
+      const Vec<A> v = all ? load<A>(x + at) : load_part<A>(x + at, m, mean);
+      const Vec<A> out = g * (rstd * scale[r]) + (((v - mean) * rstd + rest) * slope + level);
+      if (all)
+        store<A>(dx + at, out);
+      else
+        store_part<A>(dx + at, m, out);
+    }
   }
 }
 
@@ -85,9 +103,27 @@ struct Across {
   int64_t n(int64_t unit) const { return least(tile, g.columns.size - unit % tiles * tile); }
   int64_t at(int64_t unit) const { return g.outer.at(unit / tiles).x + unit % tiles * tile; }
   int64_t group(int64_t unit) const { return g.outer.at(unit / tiles).group + unit % tiles * tile; }
-  double scale(int64_t row) const { return call.scale == nullptr ? 1.0 : double(static_cast<const W*>(call.scale)[row]); }
-  double offset(int64_t row) const {
-    return call.offset == nullptr ? 0.0 : double(static_cast<const W*>(call.offset)[row]);
+
+  template <int R>
+  struct Many {
+    static constexpr int value = R;
+  };
+  // work(row, how many from there on, their scales, their offsets) for all rows.
+  template <class A, class F>
+  void over_rows(bool backwards, const F& work) const {
+    const W *scale = static_cast<const W*>(call.scale), *offset = static_cast<const W*>(call.offset);
+    A by[kAtOnce], more[kAtOnce];
+    const auto small = [&](int64_t row, int r) {
+      by[r] = scale == nullptr ? A(1) : A(scale[row + r]);
+      more[r] = offset == nullptr ? A(0) : A(offset[row + r]);
+    };
+    const int64_t whole = g.rows / kAtOnce;
+    for (int64_t i = 0; i < whole; ++i) {
+      const int64_t row = (backwards ? whole - 1 - i : i) * kAtOnce;
+      for (int r = 0; r < kAtOnce; ++r) small(row, r);
+      work(row, Many<kAtOnce>(), by, more);
+    }
+    for (int64_t row = whole * kAtOnce; row < g.rows; ++row) small(row, 0), work(row, Many<1>(), by, more);
   }
   bool any_wide(const Statistic* s, int64_t n) const {
     for (int64_t i = 0; i < n; ++i)
@@ -150,11 +186,12 @@ struct Across {
   void apply(int64_t unit, const Statistic* s, double* room) const {
     const Lines<A> l = {reinterpret_cast<A*>(room), n(unit)};
     centre(s, l);
-    for (int64_t row = 0; row < g.rows; ++row) {
+    // Backwards: what was read last is still in the cache.
+    over_rows<A>(true, [&](int64_t row, auto many, const A* by, const A* more) {
       const int64_t place = at(unit) + row * g.columns.size;
-      apply_row_across<A>(static_cast<const T*>(call.x) + place, static_cast<T*>(call.y) + place, l.n, l.centre(),
-                          A(scale(row)), A(offset(row)));
-    }
+      apply_across<A, decltype(many)::value>(static_cast<const T*>(call.x) + place, static_cast<T*>(call.y) + place,
+                                             l.n, g.columns.size, l.centre(), by, more);
+    });
   }
 
   // `room`: 10 * n doubles; affine: room for the rows' sums, or NULL.
@@ -172,15 +209,20 @@ struct Across {
     } else {
       memset(static_cast<void*>(room), 0, size_t(2 * l.n) * sizeof(double));
       A *some_plain = l.line(3), *some_with_h = l.line(4);
-      for (int64_t from = 0; from < g.rows; from += kRowsSummed) {
-        memset(static_cast<void*>(some_plain), 0, size_t(2 * l.n) * sizeof(A));
-        for (int64_t row = from; row < least(g.rows, from + kRowsSummed); ++row) {
-          const Sums of_row = sum_row_across<A>(x + row * stride, dy + row * stride, l.n, l.centre(), A(scale(row)),
-                                                some_plain, some_with_h);
-          if (affine != nullptr) affine[row] = of_row;
-        }
+      memset(static_cast<void*>(some_plain), 0, size_t(2 * l.n) * sizeof(A));
+      const auto pour = [&] {
         for (int64_t i = 0; i < l.n; ++i) plain[i] += double(some_plain[i]), with_h[i] += double(some_with_h[i]);
-      }
+        memset(static_cast<void*>(some_plain), 0, size_t(2 * l.n) * sizeof(A));
+      };
+      over_rows<A>(false, [&](int64_t row, auto many, const A* by, const A*) {
+        constexpr int R = decltype(many)::value;
+        Sums of_row[R];
+        sum_across<A, R>(x + row * stride, dy + row * stride, l.n, stride, l.centre(), by, some_plain, some_with_h,
+                         of_row);
+        for (int r = 0; affine != nullptr && r < R; ++r) affine[row + r] = of_row[r];
+        if ((row + R) % kRowsSummed == 0) pour();
+      });
+      pour();
       if (call.sums != nullptr)
         for (int64_t i = 0; i < l.n; ++i) call.sums[group(unit) + i] = {plain[i], with_h[i]};
     }
@@ -190,9 +232,10 @@ struct Across {
       l.line(4)[i] = p.slope, l.line(5)[i] = p.level;
     }
     T* dx = static_cast<T*>(call.dx) + at(unit);
-    for (int64_t row = 0; row < g.rows; ++row)
-      project_row_across<A>(x + row * stride, dy + row * stride, dx + row * stride, l.n, l.centre(), l.projection(),
-                            A(scale(row)));
+    over_rows<A>(true, [&](int64_t row, auto many, const A* by, const A*) {
+      project_across<A, decltype(many)::value>(x + row * stride, dy + row * stride, dx + row * stride, l.n, stride,
+                                               l.centre(), l.projection(), by);
+    });
   }
 };
 

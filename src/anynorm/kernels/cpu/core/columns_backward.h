@@ -91,7 +91,8 @@ void backward_unit(const Slabs<T>& s, int64_t unit, double* room, Sums* groups, 
   }
   if (s.call.dx == nullptr) return;
   make_projections<T>(s, unit, sums, l);
-  for (int64_t j = 0; j < blocks; ++j) project_block<T, A>(s, unit, j, l);
+  // Backwards: what was read last is still in the cache.
+  for (int64_t j = blocks - 1; j >= 0; --j) project_block<T, A>(s, unit, j, l);
 }
 
 // Few large units: several threads work on one.

@@ -50,13 +50,14 @@ int forward_columns(const Call& call) {
           if (const int failure = s.settle(unit, mean, m2, far, found.data)) return failure;
         }
         if (call.y == nullptr) continue;
+        // Backwards: what was read last is still in the cache.
         if (s.any_wide(unit, statistics)) {
           make_lines<T, double>(s, unit, statistics, lines.data);
-          for (int64_t j = 0; j < blocks; ++j) apply_block<T, double>(s, unit, j, lines.data);
+          for (int64_t j = blocks - 1; j >= 0; --j) apply_block<T, double>(s, unit, j, lines.data);
         } else {
           W* own = reinterpret_cast<W*>(lines.data);
           make_lines<T, W>(s, unit, statistics, own);
-          for (int64_t j = 0; j < blocks; ++j) apply_block<T, W>(s, unit, j, own);
+          for (int64_t j = blocks - 1; j >= 0; --j) apply_block<T, W>(s, unit, j, own);
         }
       }
       return 0;

@@ -120,6 +120,14 @@ struct Finished {
 inline Finished finish(const Call& call, const Moments& m, double factor) {
   const double variance = m.m2 / m.count;  // of x * factor
   Finished out;
+  if (factor == 1) {  // the usual case, without its divisions
+    const double denominator = variance + call.eps;
+    out.variance = variance;
+    out.statistic.mean = m.mean;
+    // A constant group is all zeros without eps too.
+    out.statistic.rstd = !call.removes_scale ? 1 : denominator == 0 ? 0 : 1 / __builtin_sqrt(denominator);
+    return out;
+  }
   out.variance = variance / factor / factor;
   out.statistic.mean = m.mean / factor;
   if (!call.removes_scale) {
@@ -129,7 +137,6 @@ inline Finished finish(const Call& call, const Moments& m, double factor) {
   } else if (call.eps > 0) {
     out.statistic.rstd = 1 / __builtin_sqrt(out.variance + call.eps);
   } else {
-    // A constant group is all zeros without eps too.
     out.statistic.rstd = variance == 0 ? 0 : factor / __builtin_sqrt(variance);
   }
   return out;

@@ -16,12 +16,15 @@ inline Sums strip_sums(const T* x, const T* dy, int64_t n, Centre<A> k) {
       plain[j] += g;
       with_h[j] += g * h;
     }
-  for (int64_t j = 0; i < n; i += L, ++j) {
-    const int64_t here = least(L, n - i);
-    const Vec<A> g = here == L ? load<A>(dy + i) : load_part<A>(dy + i, here, Vec<A>{});
-    const Vec<A> v = here == L ? load<A>(x + i) : load_part<A>(x + i, here, mean);
-    plain[j & 3] += g;
-    with_h[j & 3] += g * ((v - mean) * rstd + rest);
+  for (; i + L <= n; i += L) {
+    const Vec<A> g = load<A>(dy + i), h = (load<A>(x + i) - mean) * rstd + rest;
+    plain[0] += g;
+    with_h[0] += g * h;
+  }
+  if (i < n) {
+    const Vec<A> g = load_part<A>(dy + i, n - i, Vec<A>{}), h = (load_part<A>(x + i, n - i, mean) - mean) * rstd + rest;
+    plain[1] += g;
+    with_h[1] += g * h;
   }
   return {double(sum_lanes(Vec<A>((plain[0] + plain[1]) + (plain[2] + plain[3])))),
           double(sum_lanes(Vec<A>((with_h[0] + with_h[1]) + (with_h[2] + with_h[3]))))};
@@ -132,8 +135,9 @@ int backward_stretches(const Call& call) {
             const Strip strip(g, strips, j);
             collect(i, at, strip, sums_of<T>(call, s, strip, at.x));
           }
+        // Backwards: what was read last is still in the cache.
         if (call.dx != nullptr)
-          for (int64_t j = 0; j < strips.number; ++j) {
+          for (int64_t j = strips.number - 1; j >= 0; --j) {
             const Strip strip(g, strips, j);
             project_strip<T>(call, s, totals[i], strip, at.x, scale_at(at, strip));
           }

@@ -150,12 +150,10 @@ int backward_elements(const Call& call) {
     const int64_t end = least(g.groups, (task + 1) * batch);
     int64_t poured = task * batch;
     for (int64_t i = task * batch; i < end;) {
-      bool wide = false;
-      const int64_t ahead = least(4, end - i);
-      for (int64_t r = 0; r < ahead; ++r) wide = wide || is_wide<T>(call.statistics[i + r]);
-      if (ahead == 4 && shared && !wide) {
-        backward_elements_at<T, Work<T>, 4>(call, i, scale, dscale, doffset);
-        i += 4;
+      const bool two = i + 1 < end && shared && !is_wide<T>(call.statistics[i]) && !is_wide<T>(call.statistics[i + 1]);
+      if (two) {
+        backward_elements_at<T, Work<T>, 2>(call, i, scale, dscale, doffset);
+        i += 2;
       } else if (!is_wide<T>(call.statistics[i])) {
         backward_elements_at<T, Work<T>, 1>(call, i, scale, dscale, doffset);
         ++i;

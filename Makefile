@@ -16,7 +16,7 @@ help:
 	@echo "make demo      train the tutorial's model with each normalization; tables and pictures in demo-out/"
 	@echo "make test      lint, types and tests on every framework"
 	@echo "make accuracy  errors of anynorm and its peers against float64"
-	@echo "make bench     speed of anynorm and of Keras's own layers"
+	@echo "make bench     speed of anynorm and its peers; chart and tables of the READMEs (12 minutes)"
 	@echo "make kernels   the CPU kernels, rebuilt as far as their sources changed; every target above does it"
 	@echo "make wheel     build the wheel into dist/"
 
@@ -58,6 +58,7 @@ accuracy: $(KERNELS)
 
 bench: $(KERNELS)
 	$(BIN)/python benchmarks/speed.py $(ARGS)
+	$(if $(ARGS),,$(BIN)/python benchmarks/fit.py)
 
 wheel: $(STAMP)
 	@rm -f dist/anynorm-*.whl

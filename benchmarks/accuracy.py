@@ -194,8 +194,8 @@ def cell(row: dict[str, Any] | None) -> str:
 def main(is_worker: bool, no_readme: bool) -> None:
     if is_worker:
         warnings.simplefilter("ignore")
-        rows = worker()
-        print(json.dumps(rows))
+        for row in worker():
+            print(json.dumps(row))
         return
     console = Console(width=max(110, Console().width))
     rows = []

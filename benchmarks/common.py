@@ -1,4 +1,4 @@
-"""What every benchmark needs: where it ran, its rows on disk, its tables in the terminal and in the README."""
+"""What every benchmark needs: where it ran, its workers, its rows on disk, its tables in the READMEs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+READMES = {"en": ROOT / "README.md", "ko": ROOT / "README.ko.md"}
 BACKENDS = ("tensorflow", "jax", "torch")
 _PACKAGES = ("keras", "tensorflow-cpu", "tensorflow", "jax", "torch", "flax", "numpy")
+_CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+class WorkerDiedError(Exception):
+    """A worker ended before its time; the message says how."""
 
 
 def provenance() -> dict[str, Any]:
@@ -33,9 +40,20 @@ def provenance() -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "commit": commit,
-        "machine": {"cpu": cpu, "cores": os.cpu_count(), "system": platform.system()},
+        "machine": {"cpu": cpu, "cores": cores(), "cache": _cache(), "system": platform.system()},
         "versions": {"python": platform.python_version(), "anynorm": version("anynorm"), **_versions()},
     }
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cache() -> int | None:
+    """Bytes of the largest cache, None where the system does not say."""
+    sizes = [int(file.read_text().strip().removesuffix("K")) << 10 for file in _CACHE.glob("index*/size")]
+    return max(sizes, default=None)
 
 
 def _versions() -> dict[str, str]:
@@ -52,22 +70,55 @@ def _git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def run_worker(script: str, backend: str, *words: str, threads: int = 1) -> list[dict[str, Any]]:
-    """Run `script --worker` with one Keras backend in a process of its own, and read its rows."""
-    single = {name: str(threads) for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")}
-    # Freed memory stays with the process, as it does in a training loop. Without this, glibc gives back every large
-    # output at once, and the page faults of the next one cost as much as the normalization.
-    kept = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
-    env = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", **single, **kept}
+def stream(script: str, backend: str, *words: str, threads: int = 1, fresh: bool = False) -> Iterator[dict[str, Any]]:
+    """Run `script --worker` with one Keras backend in a process of its own, and give its rows as they come.
+
+    Args:
+        threads: for every framework. One thread is also one core, whatever pools a framework makes.
+        fresh: leave the allocator as it is. Otherwise freed memory stays with the process, as it does in a training
+            loop: glibc gives large outputs back at once, and the page faults of the next one cost as much as the
+            normalization.
+
+    Raises:
+        WorkerDiedError: after the rows that came.
+    """
+    names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+    env = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", **dict.fromkeys(names, str(threads))}
+    if not fresh:
+        env |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
     if threads == 1:
         env["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    done = subprocess.run(
-        [sys.executable, script, "--worker", *words], env=env, stdout=subprocess.PIPE, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"{Path(script).name} failed on {backend} with exit code {done.returncode}")
-    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return rows
+    # The frameworks' own messages would tear a progress bar; they are shown where they explain a death.
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        command = [sys.executable, script, "--worker", *words]
+        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            for line in process.stdout or ():
+                if line.startswith("{"):
+                    yield json.loads(line)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            code = process.wait()
+        if code:
+            errors.seek(0)
+            last = [line.strip() for line in errors if line.strip()][-1:]
+            raise WorkerDiedError(f"exit code {code}{': ' if last else ''}{''.join(last)[:300]}")
+
+
+def use_one_core() -> None:
+    """Keep this process to one core, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def run_worker(script: str, backend: str, *words: str) -> list[dict[str, Any]]:
+    """All rows of one worker; the benchmark ends where the worker dies."""
+    try:
+        return list(stream(script, backend, *words))
+    except WorkerDiedError as error:
+        raise SystemExit(f"{Path(script).name} failed on {backend}: {error}") from None
 
 
 def save(name: str, rows: Sequence[dict[str, Any]]) -> Path:
@@ -75,20 +126,32 @@ def save(name: str, rows: Sequence[dict[str, Any]]) -> Path:
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps({**provenance(), "rows": list(rows)}, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    head = json.dumps(provenance(), indent=1).removesuffix("\n}")
+    part.write_text(f'{head},\n "rows": [\n{lines}\n]\n}}\n')
     part.replace(path)
     return path
 
 
-def put_into_readmes(marker: str, table: str) -> None:
-    """Replace what stands between `<!-- marker -->` and `<!-- /marker -->` in README.md and README.ko.md."""
-    for path in (ROOT / "README.md", ROOT / "README.ko.md"):
+def saved(name: str) -> dict[str, Any] | None:
+    """What `save` wrote, or None."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def put_into_readmes(marker: str, texts: str | Mapping[str, str]) -> None:
+    """Replace what stands between `<!-- marker -->` and `<!-- /marker -->` in README.md and README.ko.md.
+
+    Args:
+        texts: the same for both, or one each for "en" and "ko".
+    """
+    for language, path in READMES.items():
+        new = texts if isinstance(texts, str) else texts[language]
         text = path.read_text()
-        new = re.sub(
-            rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", lambda m: m[1] + table + m[2], text, flags=re.DOTALL
-        )
-        if new != text:
-            path.write_text(new)
+        pattern = rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)"
+        changed = re.sub(pattern, lambda m, new=new: m[1] + new + m[2], text, flags=re.DOTALL)
+        if changed != text:
+            path.write_text(changed)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,206 +1,141 @@
-"""Speed of anynorm's layers beside Keras's own, for every case of the table that has a shape for it.
+"""Speed of anynorm and of its peers, for every case of benchmarks/shapes.py.
 
-    make bench                              # run, print, write benchmarks/results/speed.json
-    make bench ARGS="--backend jax --case group"
+\b
+    make bench                                      # all: rows, tables, chart, READMEs; leave the machine alone
+    make bench ARGS="--case 'group, NHWC'"          # the cases whose name contains this
+    make bench ARGS="--framework torch --seconds 2" # one framework, with more patience
+    make bench ARGS="--list"                        # the cases
+    make bench ARGS="--readme"                      # tables, chart and READMEs from the saved rows
 
-Both layers run in one process, one after the other, many times; a row holds the least time of each, one thread. Quote
-ratios: the times hold for this machine and this hour. A copy is one `memcpy` of the tensor into memory in use.
+Each framework runs in processes of its own, on one thread and on all. In a process, anynorm, its peers and a copy of
+the tensor take turns on one comparison, and the least time of each is kept: quote the ratios, not the times. A peer
+that fails, or that computes something else, is said to. A part of the table is printed and not saved.
+
+\b
+A row of benchmarks/results/speed.json:
+    ms           the least time of a call, for each contender; "copy" is one copy of the tensor into memory in use
+    GB/s         of anynorm: what must cross the memory at least (forward 2 tensors, backward 3, both 5), over ms
+    kept         tensors that stay between forward and backward beyond the input
+    kernel, why  what anynorm.kernels.select answers for this array
+    output       "reused": freed memory stays with the process, as in training; "fresh": as the system's allocator does
+    scaling      anynorm's time on one thread over its time on all
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
-import time
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import click
-import numpy as np
-from common import BACKENDS, ROOT, run_worker, save
+import shapes
+from common import BACKENDS, WorkerDiedError, cores, provenance, save, saved, stream, use_one_core
 from rich.console import Console
-from rich.table import Table
-
-sys.path.insert(0, str(ROOT / "tests"))
-
-Timed = Callable[[], Any]
-FORWARD, BOTH = "forward", "forward + backward"
-
-
-def least(functions: dict[str, Timed], seconds: float) -> dict[str, float]:
-    """The least time of each, in ms, taken in turn until the time is up."""
-    functions = {name: function for name, function in functions.items() if _runs(function)}
-    best = dict.fromkeys(functions, float("inf"))
-    end = time.perf_counter() + seconds
-    rounds = 0
-    while time.perf_counter() < end or rounds < 5:
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            best[name] = min(best[name], time.perf_counter() - start)
-        rounds += 1
-    return {name: value * 1e3 for name, value in best.items()}
-
-
-def _runs(function: Timed) -> bool:
-    """Warm up; false where a peer cannot do the case at all, as Keras on torch cannot normalize over axis 1."""
-    try:
-        function()
-    except RuntimeError as error:
-        print(f"    raises: {str(error).splitlines()[0]}", file=sys.stderr)
-        return False
-    return True
-
-
-def worker(words: str, seconds: float) -> list[dict[str, Any]]:
-    import keras
-    from cases import SPEED_CASES
-
-    import anynorm.keras
-
-    backend = keras.backend.backend()
-    modes = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[backend]()
-    rows = []
-    for case in SPEED_CASES:
-        if words not in case.name:
-            continue
-        kind, arguments = case.keras
-        x, dy = (np.random.default_rng(i).normal(size=case.speed).astype(np.float32) for i in (0, 1))
-        training = {"training": True} if kind == "BatchNormalization" else {}
-        layers = {}
-        for name, module in (("anynorm", anynorm.keras), ("keras", keras.layers)):
-            layers[name] = getattr(module, kind)(**arguments)
-            layers[name].build(case.speed)
-        out = np.empty_like(x)
-        for mode, prepare in modes.items():
-            ready = {name: prepare(layer, x, dy, training) for name, layer in layers.items()}
-            for which in (FORWARD, BOTH):
-                timed = {name: functions[which] for name, functions in ready.items()}
-                ms = least({**timed, "copy": lambda x=x, out=out: np.copyto(out, x)}, seconds)
-                rows.append({"case": case.name, "shape": case.speed, "mode": mode, "pass": which, "ms": ms})
-                print(f"{mode}, {case.name}, {which}: {_faster(ms)}", file=sys.stderr)
-    return rows
-
-
-def _tensorflow() -> dict[str, Callable[..., dict[str, Timed]]]:
-    import tensorflow as tf
-
-    def prepare(compiled: bool) -> Callable[..., dict[str, Timed]]:
-        def of(layer: Any, x: Any, dy: Any, training: dict[str, bool]) -> dict[str, Timed]:
-            x, dy = tf.constant(x), tf.constant(dy)
-
-            @tf.function(jit_compile=compiled)
-            def forward(x: Any) -> Any:
-                return layer(x, **training)
-
-            @tf.function(jit_compile=compiled)
-            def both(x: Any, dy: Any) -> Any:
-                with tf.GradientTape() as tape:
-                    tape.watch(x)
-                    y = layer(x, **training)
-                return y, tape.gradient(y, [x, *layer.trainable_variables], dy)
-
-            return {FORWARD: lambda: forward(x), BOTH: lambda: both(x, dy)}
-
-        return of
-
-    return {"TensorFlow graph": prepare(False), "TensorFlow XLA": prepare(True)}
-
-
-def _jax() -> dict[str, Callable[..., dict[str, Timed]]]:
-    import jax
-
-    def of(layer: Any, x: Any, dy: Any, training: dict[str, bool]) -> dict[str, Timed]:
-        x, dy = jax.numpy.asarray(x), jax.numpy.asarray(dy)
-        weights = [v.value for v in layer.trainable_variables]
-        rest = [v.value for v in layer.non_trainable_variables]
-
-        def call(x: Any, weights: Any) -> Any:
-            return layer.stateless_call(weights, rest, x, **training)
-
-        @jax.jit
-        def both(x: Any, weights: Any, dy: Any) -> Any:
-            y, vjp, state = jax.vjp(call, x, weights, has_aux=True)
-            return y, vjp(dy), state
-
-        forward = jax.jit(call)
-        return {
-            FORWARD: lambda: jax.block_until_ready(forward(x, weights)),
-            BOTH: lambda: jax.block_until_ready(both(x, weights, dy)),
-        }
-
-    return {"JAX jit": of}
-
-
-def _torch() -> dict[str, Callable[..., dict[str, Timed]]]:
-    import torch
-
-    torch.set_num_threads(1)
-
-    def of(layer: Any, x: Any, dy: Any, training: dict[str, bool]) -> dict[str, Timed]:
-        x, dy = torch.tensor(x), torch.tensor(dy)
-        leaf = x.clone().requires_grad_()
-        weights = [v.value for v in layer.trainable_variables]
-
-        def forward() -> Any:
-            with torch.no_grad():
-                return layer(x, **training)
-
-        def both() -> Any:
-            y = layer(leaf, **training)
-            return y, torch.autograd.grad(y, [leaf, *weights], dy)
-
-        return {FORWARD: forward, BOTH: both}
-
-    return {"torch eager": of}
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
 @click.command(help=__doc__)
-@click.option(
-    "--backend", "backends", type=click.Choice(BACKENDS), multiple=True, help="Only this one; may be repeated."
-)
+@click.option("--framework", "frameworks", type=click.Choice(BACKENDS), multiple=True, help="One; may be repeated.")
 @click.option("--case", "words", default="", help="Only the cases whose name contains this.")
-@click.option("--seconds", default=1.0, show_default=True, help="Time for each comparison.")
-@click.option("--worker", "is_worker", is_flag=True, hidden=True)
-def main(backends: tuple[str, ...], words: str, seconds: float, is_worker: bool) -> None:
-    if is_worker:
-        warnings.simplefilter("ignore")
-        print(json.dumps(worker(words, seconds)))
+@click.option("--seconds", default=0.4, show_default=True, help="Time for each comparison.")
+@click.option("--list", "listing", is_flag=True, help="Name the cases and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows, one a line, and not the tables.")
+@click.option("--readme", is_flag=True, help="From the saved rows: print, draw, write the READMEs. Measures nothing.")
+@click.option("--worker", hidden=True)
+def main(
+    frameworks: tuple[str, ...],
+    words: str,
+    seconds: float,
+    listing: bool,
+    as_json: bool,
+    readme: bool,
+    worker: str | None,
+) -> None:
+    if worker is not None:
+        _work(**json.loads(worker))
         return
+    if listing:
+        for case in shapes.CASES:
+            click.echo(case.name)
+        return
+    from goals import with_scaling
+    from tables import show, write_readmes
+
+    console = Console(width=max(190, Console().width))
+    if readme:
+        data = saved("speed") or provenance() | {"rows": []}
+        show(console, data["rows"], data["machine"]["cache"] or 2**25, goals=True)
+        write_readmes()
+        return
+    planned = list(shapes.workers(frameworks or BACKENDS, words, cores()))
+    if not any(one.comparisons for one in planned):
+        raise click.BadParameter(f'no case has "{words}" in its name; see --list', param_hint="--case")
+    rows = with_scaling(_measured(planned, seconds))
+    whole = not words and not frameworks
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row, ensure_ascii=False))
+    else:
+        show(console, rows, provenance()["machine"]["cache"] or 2**25, goals=whole)
+    if not whole:
+        click.echo("a part of the table: not saved", err=True)
+        return
+    click.echo(f"rows: {save('speed', rows)}", err=True)
+    write_readmes()
+
+
+def _measured(planned: list[shapes.Worker], seconds: float) -> list[dict[str, Any]]:
+    """The rows of all workers, with a bar of progress."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     rows: list[dict[str, Any]] = []
-    for backend in backends or BACKENDS:
-        options = ("--case", words, "--seconds", str(seconds))
-        rows += run_worker(os.path.abspath(__file__), backend, *options)
-    console = Console(width=max(140, Console().width))
-    console.print(_table(rows))
-    if words or backends:
-        console.print("a part of the table: not written to benchmarks/results")
-        return
-    path: Path = save("speed", rows)
-    console.print(f"rows: {path}")
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task("starting", total=sum(len(worker.comparisons) for worker in planned))
+        for worker in planned:
+            for row in _rows(worker, seconds):
+                threads = "one thread" if worker.threads == 1 else f"{worker.threads} threads"
+                progress.update(task, advance=1, description=f"{row['mode']}, {threads}: {row['case']}")
+                rows.append(row)
+    return rows
 
 
-def _faster(ms: dict[str, float]) -> str:
-    return f"{ms['keras'] / ms['anynorm']:.2f}×" if "keras" in ms else "Keras raises"
+def _rows(worker: shapes.Worker, seconds: float) -> Iterator[dict[str, Any]]:
+    """The rows of one worker; where it dies, a row says so, and another one goes on behind."""
+    left = worker.comparisons
+    while left:
+        told = json.dumps({**dataclasses.asdict(worker), "comparisons": left, "seconds": seconds})
+        try:
+            for row in stream(
+                os.path.abspath(__file__), worker.framework, told, threads=worker.threads, fresh=worker.fresh
+            ):
+                left = left[1:]
+                yield row
+        except WorkerDiedError as death:
+            if left:
+                yield _dead(worker, left[0], str(death))
+                left = left[1:]
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="Times faster than Keras's own layer (copies of the tensor)", header_style="bold")
-    columns = list(dict.fromkeys((row["mode"], row["pass"]) for row in rows))
-    table.add_column("case")
-    for mode, which in columns:
-        table.add_column(f"{mode}\n{which}", justify="right")
-    for case in dict.fromkeys(row["case"] for row in rows):
-        cells = []
-        for column in columns:
-            found = [r["ms"] for r in rows if r["case"] == case and (r["mode"], r["pass"]) == column]
-            cells += [f"{_faster(ms)} ({ms['anynorm'] / ms['copy']:.1f})" for ms in found]
-        table.add_row(case, *cells)
-    return table
+def _dead(worker: shapes.Worker, comparison: tuple[str, str, str], how: str) -> dict[str, Any]:
+    name, mode, which = comparison
+    about = shapes.BY_NAME[name].row(worker, mode, which)
+    return {**about, "ms": {}, "kept": {}, "differences": {}, "disagree": [], "raises": {"the process": how}}
+
+
+def _work(seconds: float, comparisons: list[list[str]], **worker: Any) -> None:
+    """In a process of its own: a row a line."""
+    warnings.simplefilter("ignore")
+    if worker["threads"] == 1:
+        use_one_core()
+    import measure
+
+    told = shapes.Worker(**worker, comparisons=tuple((case, mode, which) for case, mode, which in comparisons))
+    for row in measure.rows(told, seconds):
+        print(json.dumps(row, ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The one table of cases, for tests and benchmarks: sentences, shapes and the layers of peers that do the same."""
+"""The one table of cases for tests: sentences and shapes. That of the speed benchmark is benchmarks/shapes.py."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ class Case:
 
     Attributes:
         pattern, affine, remove, sizes: the sentence.
-        shape: for tests; lengths are distinct and coprime unless an axis mix-up could hide behind that.
-        speed: shape for benchmarks, and the sizes that go with it.
-        keras: the class of `keras.layers` (and of `anynorm.keras`) that does the same, with its arguments at `speed`.
+        shape: lengths are distinct and coprime unless an axis mix-up could hide behind that.
     """
 
     name: str
@@ -31,9 +29,6 @@ class Case:
     affine: str | None = None
     remove: tuple[str, ...] = BOTH
     sizes: dict[str, int] = field(default_factory=dict)
-    speed: tuple[int, ...] | None = None
-    speed_sizes: dict[str, int] = field(default_factory=dict)
-    keras: tuple[str, dict[str, Any]] | None = None
 
     @property
     def spec(self) -> NormSpec:
@@ -73,68 +68,34 @@ class Case:
 
 
 CASES = (
-    Case(
-        "group, channels last", "n [...] (g [c])", (3, 5, 7, 12), sizes={"g": 4},
-        speed=(16, 56, 56, 64), speed_sizes={"g": 32}, keras=("GroupNormalization", {"groups": 32}),
-    ),
-    Case(
-        "group, channels first", "n (g [c]) [...]", (3, 12, 5, 7), sizes={"g": 4},
-        speed=(16, 64, 56, 56), speed_sizes={"g": 32}, keras=("GroupNormalization", {"groups": 32, "axis": 1}),
-    ),
-    Case(
-        "group, the tutorial's", "n [...] (g [c])", (2, 6, 6, 10), sizes={"g": 5},
-        speed=(32, 26, 26, 10), speed_sizes={"g": 5}, keras=("GroupNormalization", {"groups": 5}),
-    ),
+    Case("group, channels last", "n [...] (g [c])", (3, 5, 7, 12), sizes={"g": 4}),
+    Case("group, channels first", "n (g [c]) [...]", (3, 12, 5, 7), sizes={"g": 4}),
+    Case("group, the tutorial's", "n [...] (g [c])", (2, 6, 6, 10), sizes={"g": 5}),
     Case("group, channels in the middle", "n [a] (g [c]) [b]", (2, 5, 6, 7), sizes={"g": 3}),
     Case("group, one", "n [...] (g [c])", (3, 5, 7, 4), sizes={"g": 1}),
     Case("group, every channel", "n [...] (g [c])", (3, 5, 7, 4), sizes={"g": 4}),
     Case("group, equal lengths", "n [...] (g [c])", (4, 4, 4, 4), sizes={"g": 2}),
     Case("group, affine per group", "n [...] (g [c])", (3, 5, 7, 12), affine="g", sizes={"g": 4}),
     Case("group, affine within a group", "n [...] (g [c])", (3, 5, 7, 12), affine="c", sizes={"g": 4}),
-    Case(
-        "instance, channels last", "n [...] c", (3, 5, 7, 11),
-        speed=(4, 128, 128, 32), keras=("GroupNormalization", {"groups": -1}),
-    ),
-    Case(
-        "instance, channels first", "n c [...]", (3, 11, 5, 7),
-        speed=(4, 32, 128, 128), keras=("GroupNormalization", {"groups": -1, "axis": 1}),
-    ),
-    Case(
-        "layer, last axis", "... [c]", (3, 5, 13),
-        speed=(4096, 1024), keras=("LayerNormalization", {}),
-    ),
-    Case("layer, short rows", "... [c]", (17, 3), speed=(65536, 64), keras=("LayerNormalization", {})),
-    Case(
-        "layer, the tutorial's", "n [h] w c", (3, 5, 7, 2), affine="h",
-        speed=(32, 26, 26, 10), keras=("LayerNormalization", {"axis": 1}),
-    ),
+    Case("instance, channels last", "n [...] c", (3, 5, 7, 11)),
+    Case("instance, channels first", "n c [...]", (3, 11, 5, 7)),
+    Case("layer, last axis", "... [c]", (3, 5, 13)),
+    Case("layer, short rows", "... [c]", (17, 3)),
+    Case("layer, the tutorial's", "n [h] w c", (3, 5, 7, 2), affine="h"),
     Case("layer, equal lengths", "n [h] w c", (4, 4, 4, 4), affine="h"),
     Case("layer, two axes", "n [h w] c", (3, 5, 7, 2), affine="h w"),
     Case("layer, apart axes", "[a] n [c]", (5, 3, 7), affine="a c"),
     Case("layer, a whole sample", "n [...]", (3, 5, 7), affine="..."),
-    Case(
-        "layer, channels first", "n [c] ...", (3, 13, 5, 7),
-        speed=(16, 64, 56, 56), keras=("LayerNormalization", {"axis": 1}),
-    ),
-    Case(
-        "batch, channels last", "[...] c", (5, 3, 7, 2),
-        speed=(16, 56, 56, 64), keras=("BatchNormalization", {}),
-    ),
-    Case(
-        "batch, channels first", "[n] c [...]", (5, 2, 3, 7),
-        speed=(16, 64, 56, 56), keras=("BatchNormalization", {"axis": 1}),
-    ),
-    Case(
-        "RMS, last axis", "... [c]", (3, 5, 13), remove=("scale",),
-        speed=(4096, 1024), keras=("RMSNormalization", {}),
-    ),
+    Case("layer, channels first", "n [c] ...", (3, 13, 5, 7)),
+    Case("batch, channels last", "[...] c", (5, 3, 7, 2)),
+    Case("batch, channels first", "[n] c [...]", (5, 2, 3, 7)),
+    Case("RMS, last axis", "... [c]", (3, 5, 13), remove=("scale",)),
     Case("RMS, first axis", "[c] ...", (13, 3, 5), remove=("scale",)),
     Case("filter response", "n [...] c", (3, 5, 7, 2), remove=("scale",)),
     Case("mean only", "[...] c", (5, 3, 7, 2), remove=("mean",)),
     Case("weight standardization", "[h w i] o", (3, 3, 5, 7)),
     Case("one dimension", "[c]", (29,)),
     Case("many dimensions", "a [b] c [d] e [f]", (2, 3, 2, 5, 3, 2), affine="b e"),
-)  # fmt: skip
+)
 
 BY_NAME = {case.name: case for case in CASES}
-SPEED_CASES = tuple(case for case in CASES if case.speed)

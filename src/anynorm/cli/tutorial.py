@@ -58,14 +58,14 @@ def layers(norm: str) -> list[Any]:
     return []
 
 
-def model(norm: str) -> Any:
-    """The tutorial's network, with the normalization after the convolution."""
+def network(norms: list[Any]) -> Any:
+    """The tutorial's network, with these layers after the convolution."""
     made = keras.Sequential(
         [
             keras.Input((28, 28)),
             keras.layers.Reshape((28, 28, 1)),
             keras.layers.Conv2D(filters=10, kernel_size=(3, 3), data_format="channels_last"),
-            *layers(norm),
+            *norms,
             keras.layers.Flatten(),
             keras.layers.Dense(128, activation="relu"),
             keras.layers.Dropout(0.2),
@@ -91,11 +91,11 @@ def train(norm: str, digits: Digits, steps: int, seed: int, on_step: OnStep) -> 
     """
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
-    network = model(norm)
+    trained = network(layers(norm))
     seen = order(len(digits.y), steps, seed)
     watch = _Watch(on_step)
-    network.fit(digits.x[seen], digits.y[seen], batch_size=BATCH, shuffle=False, verbose=0, callbacks=[watch])
-    _, held_out = network.evaluate(digits.x_held, digits.y_held, batch_size=250, verbose=0)
+    trained.fit(digits.x[seen], digits.y[seen], batch_size=BATCH, shuffle=False, verbose=0, callbacks=[watch])
+    _, held_out = trained.evaluate(digits.x_held, digits.y_held, batch_size=250, verbose=0)
     durations = np.diff(watch.times).tolist()
     return Outcome(
         loss=watch.losses[-1],

@@ -1,0 +1,125 @@
+"""A training step of the tutorial's model: without normalization, with anynorm's layers and with Keras's own.
+
+\b
+    make bench                                              # runs this behind benchmarks/speed.py
+    .venv/bin/python benchmarks/fit.py --framework jax      # a part: printed, not saved
+
+Each framework has a process of its own on one thread. In it the models train in turn, an epoch each, many times; a row
+holds the least time of a step for each, and what normalization adds to the model without.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+from typing import Any
+
+import click
+from common import run_worker, save, use_one_core
+from rich.console import Console
+from rich.table import Table
+
+FRAMEWORKS = {"tensorflow": "TensorFlow", "jax": "JAX"}
+NORMS = ("group", "instance", "layer", "batch")
+_STEPS = 150
+
+
+def worker(rounds: int) -> list[dict[str, Any]]:
+    """A row for each norm, in this process's Keras backend."""
+    import keras
+    import numpy as np
+
+    from anynorm.cli import tutorial
+
+    # What is in the images does not matter to the time.
+    x = np.random.default_rng(0).uniform(size=(_STEPS * tutorial.BATCH, 28, 28)).astype(np.float32)
+    y = np.zeros(len(x), np.int32)
+    models = {("none", "none"): tutorial.network([])}
+    for norm in NORMS:
+        models[norm, "anynorm"] = tutorial.network(tutorial.layers(norm))
+        models[norm, "Keras"] = tutorial.network([_of_keras(norm)])
+    best = dict.fromkeys(models, float("inf"))
+    # The first round compiles.
+    for done in range(rounds + 1):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model.fit(x, y, batch_size=tutorial.BATCH, shuffle=False, verbose=0)
+            # JAX may still be at work when `fit` is back, and only here would say that a step failed.
+            weights = [np.asarray(weight) for weight in model.get_weights()]
+            took = time.perf_counter() - start
+            if not all(np.isfinite(weight).all() for weight in weights):
+                raise FloatingPointError(f"training with {name} gave weights that are not finite")
+            if done:
+                best[name] = min(best[name], took / _STEPS * 1e3)
+    framework = FRAMEWORKS[keras.backend.backend()]
+    without = best["none", "none"]
+    return [
+        {
+            "framework": framework,
+            "norm": norm,
+            "threads": 1,
+            "steps": _STEPS,
+            "rounds": rounds,
+            "ms": {"none": without, **{name: best[norm, name] for name in ("anynorm", "Keras")}},
+            "adds": {name: best[norm, name] - without for name in ("anynorm", "Keras")},
+        }
+        for norm in NORMS
+    ]
+
+
+def _of_keras(norm: str) -> Any:
+    """Keras's layer with the tutorial's arguments; instance normalization is its group normalization, as it says."""
+    import keras
+
+    return {
+        "group": lambda: keras.layers.GroupNormalization(groups=5, axis=3),
+        "instance": lambda: keras.layers.GroupNormalization(groups=-1, axis=3),
+        "layer": lambda: keras.layers.LayerNormalization(axis=1),
+        "batch": lambda: keras.layers.BatchNormalization(axis=3),
+    }[norm]()
+
+
+@click.command(help=__doc__)
+@click.option("--framework", "frameworks", type=click.Choice(list(FRAMEWORKS)), multiple=True, help="Only this one.")
+@click.option("--rounds", default=5, show_default=True, help="Epochs of each model.")
+@click.option("--worker", "is_worker", is_flag=True, hidden=True)
+def main(frameworks: tuple[str, ...], rounds: int, is_worker: bool) -> None:
+    if is_worker:
+        warnings.simplefilter("ignore")
+        use_one_core()
+        for row in worker(rounds):
+            print(json.dumps(row))
+        return
+    console = Console(width=max(110, Console().width))
+    rows: list[dict[str, Any]] = []
+    for backend in frameworks or FRAMEWORKS:
+        with console.status(f"training on {FRAMEWORKS[backend]}"):
+            rows += run_worker(os.path.abspath(__file__), backend, "--rounds", str(rounds))
+    console.print(_table(rows))
+    if frameworks:
+        console.print("a part of the table: not saved")
+        return
+    console.print(f"rows: {save('fit', rows)}")
+    from tables import write_readmes
+
+    write_readmes()
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="ms a training step of the tutorial's model, and what normalization adds", header_style="bold")
+    for name in ("framework", "norm"):
+        table.add_column(name)
+    for name in ("without", "anynorm", "Keras", "anynorm adds", "Keras adds", "Keras over anynorm"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        ms, adds = row["ms"], row["adds"]
+        values = [ms["none"], ms["anynorm"], ms["Keras"], adds["anynorm"], adds["Keras"], ms["Keras"] / ms["anynorm"]]
+        table.add_row(row["framework"], row["norm"], *(f"{value:.2f}" for value in values))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

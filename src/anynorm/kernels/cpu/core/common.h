@@ -16,19 +16,6 @@ constexpr bool kIsDouble = sizeof(T) == 8;
 // Bytes below which another thread costs more than it saves.
 constexpr int64_t kGrain = 64 * 1024;
 
-// XLA and TensorFlow tell their threads to take denormal numbers for 0; here all frameworks are to agree.
-#if defined(__SSE2__)
-struct Denormals {
-  const unsigned before = _mm_getcsr();
-  Denormals() { _mm_setcsr(before & ~0x8040u); }
-  ~Denormals() { _mm_setcsr(before); }
-};
-#else
-struct Denormals {
-  Denormals() {}
-};
-#endif
-
 template <class E>
 struct Buffer {
   E* const data;

@@ -10,6 +10,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
 
 #include "loops.h"
 #include "threads.h"
@@ -83,11 +86,15 @@ const Loops& loops() {
   return *now;
 }
 
-// Bytes of the array, or -1 where they cannot be counted.
+// Bytes of the array, or -1 where no memory holds it, or holds its statistics: 16 bytes each, also where some other
+// extent is 0. What is let through has products that no arithmetic below overflows with.
 int64_t bytes_of(const anynorm_problem& p) {
-  int64_t bytes = p.dtype == ANYNORM_FLOAT64 ? 8 : p.dtype == ANYNORM_FLOAT32 ? 4 : 2;
-  for (int i = 0; i < p.rank; ++i)
-    if (p.extents[i] < 0 || __builtin_mul_overflow(bytes, p.extents[i], &bytes)) return -1;
+  int64_t bytes = p.dtype == ANYNORM_FLOAT64 ? 8 : p.dtype == ANYNORM_FLOAT32 ? 4 : 2, most = 16;
+  if (p.rank < 1 || p.rank > ANYNORM_MAX_RUNS) return -1;
+  for (int i = 0; i < p.rank; ++i) {
+    if (p.extents[i] < 0 || __builtin_mul_overflow(most, p.extents[i] > 0 ? p.extents[i] : 1, &most)) return -1;
+    bytes *= p.extents[i];
+  }
   return bytes;
 }
 
@@ -127,15 +134,16 @@ void put(double value, int dtype, int64_t i, void* array) {
 
 // One call, made ready: the geometry, and scale and offset in the work type.
 struct Prepared {
+  Denormals kept;
   Call call = {};
   std::unique_ptr<char[]> scale, offset;
   bool wide, empty;
   int64_t bytes;
 
   int prepare(const anynorm_problem& p) {
-    if (p.dtype < 0 || p.dtype > ANYNORM_BFLOAT16 || !analyse(p, &call.geometry)) return ANYNORM_UNSUPPORTED;
     bytes = bytes_of(p);
-    if (bytes < 0) return ANYNORM_UNSUPPORTED;
+    if (p.dtype < 0 || p.dtype > ANYNORM_BFLOAT16 || bytes < 0) return ANYNORM_UNSUPPORTED;
+    if (!analyse(p, &call.geometry)) return ANYNORM_UNSUPPORTED;
     wide = p.dtype == ANYNORM_FLOAT64;
     empty = bytes == 0;
     call.eps = p.eps;
@@ -251,7 +259,9 @@ using namespace anynorm;
 
 int anynorm_supported(const anynorm_problem* problem) {
   Geometry geometry;
-  return analyse(*problem, &geometry) && available().number > 0;
+  anynorm_problem p = *problem;
+  for (int64_t& extent : p.extents) extent = 1;
+  return analyse(p, &geometry) && available().number > 0;
 }
 
 int anynorm_forward(const anynorm_problem* problem, const void* x, const void* scale, const void* offset, void* y,

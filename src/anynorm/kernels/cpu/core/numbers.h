@@ -1,5 +1,19 @@
 // Single numbers of every type. Included inside an unnamed namespace, so that no two instruction sets share a function.
 
+// XLA and TensorFlow tell their threads to take denormal numbers for 0; here all frameworks are to agree, so
+// each function of the interface counts them while it lives, and each task on whatever thread it runs.
+#if defined(__SSE2__)
+struct Denormals {
+  const unsigned before = _mm_getcsr();
+  Denormals() { _mm_setcsr(before & ~0x8040u); }
+  ~Denormals() { _mm_setcsr(before); }
+};
+#else
+struct Denormals {
+  Denormals() {}
+};
+#endif
+
 struct Half {
   uint16_t bits;
 };

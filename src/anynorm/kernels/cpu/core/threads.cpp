@@ -75,7 +75,11 @@ struct Pool {
       ++threads;
     }
     if (threads == 0) return false;
-    calls.push_back({function, argument});
+    try {
+      calls.push_back({function, argument});
+    } catch (...) {
+      return false;  // nor memory
+    }
     some.notify_one();
     return true;
   }
@@ -118,7 +122,7 @@ int processors() {
 
 void parallel(const anynorm_executor* executor, int threads, int64_t tasks, void (*task)(void*, int64_t),
               void* context) {
-  int64_t helpers = (threads < tasks ? threads : tasks) - 1;
+  const int64_t helpers = (threads < tasks ? threads : tasks) - 1;
   Job* const job = helpers > 0 ? new (std::nothrow) Job : nullptr;
   if (job == nullptr) {
     for (int64_t i = 0; i < tasks; ++i) task(context, i);
@@ -128,10 +132,10 @@ void parallel(const anynorm_executor* executor, int threads, int64_t tasks, void
   job->task = task;
   job->context = context;
   job->holders.store(int(helpers) + 1, std::memory_order_relaxed);
-  for (; helpers > 0; --helpers) {
+  for (int64_t i = 0; i < helpers; ++i) {
     if (executor != nullptr)
       executor->schedule(executor->self, Job::help, job);
-    else if (!pool().schedule(Job::help, job, threads - 1))
+    else if (!pool().schedule(Job::help, job, int(helpers)))
       job->release();
   }
   job->work();

@@ -22,7 +22,7 @@ Array = Any
 def normalize(
     x: Array, scale: Array | None, offset: Array | None, plan: Plan, eps: float, in_xla: bool
 ) -> tuple[Array, Array, Array]:
-    scale, offset = (_in_memory_order(a, x, plan) for a in (scale, offset))
+    scale, offset = (_readable(a, x) for a in (scale, offset))
     if not in_xla:
         return cpu.forward(x, scale, offset, plan, eps)[:3]
     line = cpu.told(plan, eps)
@@ -61,21 +61,14 @@ def moments(x: Array, plan: Plan, in_xla: bool) -> tuple[Array, ...]:
 def apply(
     x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, plan: Plan, eps: float
 ) -> Array:
-    scale, offset = (_in_memory_order(a, x, plan) for a in (scale, offset))
+    scale, offset = (_readable(a, x) for a in (scale, offset))
     mean, variance = (tf.cast(a, cpu.work(x)) for a in (mean, variance))
     return cpu.apply(x, mean, variance, scale, offset, plan, eps)
 
 
-def _in_memory_order(small: Array | None, x: Array, plan: Plan) -> Array | None:
-    """Scale or offset as the kernels read them, in a type that they have."""
-    if small is None:
-        return None
-    if small.dtype.name not in DTYPES:
-        small = tf.cast(small, cpu.work(x))
-    if plan.affine.in_order:
-        return small
-    axes = [-1 if n is None else n for n in plan.affine.axes]
-    return tf.transpose(tf.reshape(small, axes), plan.affine.order)
+def _readable(small: Array | None, x: Array) -> Array | None:
+    """Scale or offset in a type that the kernels have."""
+    return small if small is None or small.dtype.name in DTYPES else tf.cast(small, cpu.work(x))
 
 
 @tf.RegisterGradient("AnynormForward")

@@ -78,7 +78,7 @@ def told(plan: Plan, eps: float) -> str:
 
 @lru_cache(maxsize=8192)
 def untold(line: str, rank: int, affine_rank: int = 0) -> tuple[Plan, float]:
-    """The plan that a line tells, for scale and offset of `affine_rank` dimensions in memory order, and its eps.
+    """The plan that a line tells, for scale and offset of `affine_rank` dimensions, and its eps.
 
     Of the kept axes it says nothing.
     """

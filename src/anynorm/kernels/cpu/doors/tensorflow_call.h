@@ -57,6 +57,7 @@ class Call {
 
   Shape kept_shape() const {
     Shape dims;
+    if (!ok()) return dims;
     for (const Length& length : kernel_.told.kept) dims.push_back(length.of(shape_));
     return dims;
   }
@@ -106,7 +107,7 @@ class Call {
     if (code != ANYNORM_OK) fail(code == ANYNORM_NO_MEMORY ? TF_RESOURCE_EXHAUSTED : TF_UNIMPLEMENTED, explain(code));
   }
 
-  anynorm_problem problem;
+  anynorm_problem problem{};
 
  private:
   static int type_code(int dtype) {

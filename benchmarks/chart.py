@@ -46,6 +46,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
     axes.set_xticks([], minor=True)
     axes.grid(axis="x", color=_LINE, linewidth=0.7)
     axes.set_axisbelow(True)
+    axes.axvspan(axes.get_xlim()[0], 1, color="#f3f5f7", zorder=0)
     axes.axvline(1, color=_INK, linewidth=1.2, zorder=2)
     axes.tick_params(axis="x", top=True, labeltop=True, length=0)
     for spine in axes.spines.values():

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peers_keras
-from flax import nnx
 from measure import Contender, Timed
 from shapes import BOTH, EPS, FORWARD, GROUP_FIRST, Case
 
@@ -61,6 +60,8 @@ def _anynorm(case: Case) -> Function:
 
 def _flax(case: Case, parameters: list[Any]) -> tuple[Function, Any]:
     """A layer as a function of its parameters, and these."""
+    from flax import nnx
+
     if case.family is GROUP_FIRST:
         raise NotImplementedError("Flax's group normalization takes channels last only")
     c, axis, rngs = case.channels, case.family.channels, nnx.Rngs(0)

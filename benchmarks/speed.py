@@ -2,7 +2,7 @@
 
 \b
     make bench                                      # all: rows, tables, chart, READMEs; leave the machine alone
-    make bench ARGS="--case 'group, NHWC'"          # the cases whose name contains this
+    make bench ARGS="--case 'group, NHWC 16x56'"    # the cases whose name contains this
     make bench ARGS="--framework torch --seconds 2" # one framework, with more patience
     make bench ARGS="--list"                        # the cases
     make bench ARGS="--readme"                      # tables, chart and READMEs from the saved rows
@@ -26,6 +26,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 @click.command(help=__doc__)
 @click.option("--framework", "frameworks", type=click.Choice(BACKENDS), multiple=True, help="One; may be repeated.")
 @click.option("--case", "words", default="", help="Only the cases whose name contains this.")
-@click.option("--seconds", default=0.4, show_default=True, help="Time for each comparison.")
+@click.option("--seconds", default=0.3, show_default=True, help="Time for each comparison.")
 @click.option("--list", "listing", is_flag=True, help="Name the cases and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows, one a line, and not the tables.")
 @click.option("--readme", is_flag=True, help="From the saved rows: print, draw, write the READMEs. Measures nothing.")
@@ -71,6 +72,8 @@ def main(
         show(console, data["rows"], data["machine"]["cache"] or 2**25, goals=True)
         write_readmes()
         return
+    # As people type it.
+    words = re.sub(r"(?<=\d)x(?=\d)", "×", words)
     planned = list(shapes.workers(frameworks or BACKENDS, words, cores()))
     if not any(one.comparisons for one in planned):
         raise click.BadParameter(f'no case has "{words}" in its name; see --list', param_hint="--case")
@@ -103,9 +106,13 @@ def _measured(planned: list[shapes.Worker], seconds: float) -> list[dict[str, An
 
 
 def _rows(worker: shapes.Worker, seconds: float) -> Iterator[dict[str, Any]]:
-    """The rows of one worker; where it dies, a row says so, and another one goes on behind."""
-    left = worker.comparisons
+    """The rows of one worker; where it dies, a row says so, and another one goes on behind.
+
+    Of two that die without a row the second shows that there is nothing to go on with: the framework is missing.
+    """
+    left, barren = worker.comparisons, 0
     while left:
+        before = len(left)
         told = json.dumps({**dataclasses.asdict(worker), "comparisons": left, "seconds": seconds})
         try:
             for row in stream(
@@ -114,9 +121,10 @@ def _rows(worker: shapes.Worker, seconds: float) -> Iterator[dict[str, Any]]:
                 left = left[1:]
                 yield row
         except WorkerDiedError as death:
-            if left:
-                yield _dead(worker, left[0], str(death))
-                left = left[1:]
+            barren = barren + 1 if len(left) == before else 0
+            over = len(left) if barren > 1 else 1
+            yield from (_dead(worker, comparison, str(death)) for comparison in left[:over])
+            left = left[over:]
 
 
 def _dead(worker: shapes.Worker, comparison: tuple[str, str, str], how: str) -> dict[str, Any]:

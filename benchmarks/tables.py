@@ -28,7 +28,7 @@ def show(console: Console, rows: Sequence[Row], cache: int, goals: bool) -> None
     rest = [r for r in rows if (r["mode"], r["pass"]) not in _COLUMNS or not usual(r)]
     if rest:
         console.print(_others(rest))
-    for line in sorted(set(_troubles(rows))):
+    for line in _troubles(rows):
         console.print(line, highlight=False, markup=False)
     if goals:
         console.print(_of_goals(outcomes(rows, cache)))
@@ -49,7 +49,9 @@ def _by_case(rows: Sequence[Row]) -> Table:
     title = "Times faster than the best peer, one thread; on torch in copies of the tensor, and what is kept"
     table = Table(title=title, header_style="bold", pad_edge=False)
     table.add_column("case", no_wrap=True)
-    for mode, which in _COLUMNS:
+    measured = {(row["mode"], row["pass"]) for row in rows}
+    columns = [column for column in _COLUMNS if column in measured]
+    for mode, which in columns:
         table.add_column(f"{mode.replace('TensorFlow ', 'TF ')}\n{_SHORT[which]}", justify="right")
     for name in ("copies\nboth", "keeps\ntensors", "torch\nkeeps", "GB/s\nboth", "ms\nboth"):
         table.add_column(name, justify="right", style="dim")
@@ -58,7 +60,7 @@ def _by_case(rows: Sequence[Row]) -> Table:
         if not mine:
             continue
         both = mine.get(("torch", BOTH))
-        table.add_row(case.name, *(_cell(mine.get(column)) for column in _COLUMNS), *_details(both))
+        table.add_row(case.name, *(_cell(mine.get(column)) for column in columns), *_details(both))
     return table
 
 
@@ -93,13 +95,16 @@ def _others(rows: Sequence[Row]) -> Table:
 
 
 def _troubles(rows: Sequence[Row]) -> list[str]:
+    """Peers that fail, each reason once with the cases it is about, and peers that compute something else."""
+    raised: dict[str, dict[str, None]] = {}
     found = []
     for row in rows:
-        where = f"{row['case']}, {row['mode']}"
-        found += [f"{where}: {name} raises {why}" for name, why in row["raises"].items()]
+        for name, why in row["raises"].items():
+            raised.setdefault(f"{row['mode']}: {name} raises {why}", {})[row["case"]] = None
         for name in row["disagree"]:
-            found.append(f"{where}, {row['pass']}: {name} differs from anynorm by {row['differences'][name]:.1e}")
-    return found
+            where = f"{row['mode']}: {name}'s {row['pass']}"
+            found.append(f"{where} differs from anynorm's by {row['differences'][name]:.1e} in {row['case']}")
+    return [f"{what}: {'; '.join(cases)}" for what, cases in raised.items()] + found
 
 
 def _of_goals(made: Sequence[Outcome]) -> Table:
@@ -155,7 +160,10 @@ def _page(data: dict[str, Any], fit: dict[str, Any] | None, language: str) -> st
     words, rows = _WORDS[language], data["rows"]
     lines = []
     for case in (c for c in CASES if c.telling):
-        torch = next((r for r in rows if r["case"] == case.name and r["mode"] == "torch" and r["pass"] == BOTH), None)
+        torch = next(
+            (r for r in rows if r["case"] == case.name and r["mode"] == "torch" and r["pass"] == BOTH and usual(r)),
+            None,
+        )
         title = case.family.name if language == "en" else case.family.korean
         values = [_times(headline(rows, case, framework)) for framework in MODES]
         in_copies = None if torch is None else copies(torch)
@@ -169,7 +177,9 @@ def _page(data: dict[str, Any], fit: dict[str, Any] | None, language: str) -> st
     ]
     if fit is not None:
         parts.append(markdown(words["fit"], _fit_lines(fit["rows"], words)))
-    return "\n".join([*parts, _where(data, words) + "\n"])
+    # Both where they were measured apart.
+    places = dict.fromkeys(_where(measured, words) + "\n" for measured in (data, fit) if measured is not None)
+    return "\n".join([*parts, *places])
 
 
 def _times(value: float | None) -> str:
@@ -191,7 +201,14 @@ def _fit_lines(rows: Sequence[Row], words: dict[str, Any]) -> list[list[str]]:
 
 
 def _where(data: dict[str, Any], words: dict[str, Any]) -> str:
-    names = {"tensorflow-cpu": "TensorFlow", "tensorflow": "TensorFlow", "jax": "JAX", "keras": "Keras", "flax": "Flax"}
+    names = {
+        "tensorflow-cpu": "TensorFlow",
+        "tensorflow": "TensorFlow",
+        "jax": "JAX",
+        "keras": "Keras",
+        "flax": "Flax",
+        "numpy": "NumPy",
+    }
     kept = {names.get(name, name): v for name, v in data["versions"].items() if name not in ("python", "anynorm")}
     versions = ", ".join(f"{name} {version.split('+')[0]}" for name, version in kept.items())
     return words["where"].format(**data["machine"], date=data["date"], commit=data["commit"], versions=versions)

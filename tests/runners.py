@@ -112,7 +112,7 @@ def run_tensorflow_xla(*args: Any) -> Result:
 
 def run_tensorflow_unknown(given: Given, dy: Array, mask: Array | None, arguments: Any) -> Result:
     """In a graph that knows of x only the dimensions that are split or carry parameters."""
-    spec = anynorm.NormSpec.of(**{k: v for k, v in arguments.items() if k != "eps"})
+    spec = anynorm.NormSpec.of(**{k: v for k, v in arguments.items() if k not in ("eps", "kernel")})
     known = {axis.name for dim in spec.pattern.dims if len(dim) > 1 for axis in dim}
     known |= set(spec.affine.names) if spec.affine else set()
     dims = spec.pattern.expand(np.ndim(given[0])).dims

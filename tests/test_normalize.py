@@ -1,8 +1,13 @@
-"""Every case through every framework, against the float64 reference: values and gradients."""
+"""Every case through every framework and every kernel, against the float64 reference: values and gradients."""
 
 from __future__ import annotations
 
+import re
 import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from cases import BY_NAME, CASES, Case
 from runners import RUNNERS
 
 import anynorm
+from anynorm.kernels.cpu import calls
 from anynorm.kernels.select import select
 
 QUICK = ("numpy", "torch", "jax", "tensorflow")
@@ -22,16 +28,50 @@ def seed(*words: str) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(" ".join(words).encode()))
 
 
-def check(case: Case, runner: str, x: np.ndarray, *, eps: float = 1e-5, mask: np.ndarray | None = None) -> None:
-    """Run a case, and compare y and all gradients, for a random cotangent, with the reference."""
+def _counting(counts: Counter[str], name: str) -> Any:
+    function = getattr(calls, name)
+
+    def call(*arguments: Any) -> None:
+        counts[name] += 1
+        function(*arguments)
+
+    return call
+
+
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """How often the C interface is called for whole passes."""
+    counts: Counter[str] = Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("forward", "backward"):
+            patch.setattr(calls, name, _counting(counts, name))
+        yield counts
+
+
+def check(
+    case: Case,
+    runner: str,
+    x: np.ndarray,
+    *,
+    eps: float = 1e-5,
+    mask: np.ndarray | None = None,
+    kernel: str | None = None,
+) -> None:
+    """Run a case, and compare y and all gradients, for a random cotangent, with the reference.
+
+    `kernel` is the one that must compute it; by default it is the best there is.
+    """
     rng = seed(case.name, runner)
     scale, offset = case.parameters(rng)
     dy = rng.normal(size=x.shape).astype(np.float32)
     framework = runner.split()[0]
-    rows = framework == "torch" and case.plan.labels in ("kR", "kr", "R", "r", "kKr", "kKR", "kKRr", "kRr", "Kr")
-    native = rows and case.remove == ("mean", "scale")
-    assert select(case.plan, framework, "cpu", str(x.dtype)).kernel == ("native" if native else "composed")
-    y, grads = RUNNERS[runner]((x, scale, offset), dy, mask, {**case.arguments, "eps": eps})
+    expected = kernel or ("composed" if mask is not None else "cpu")
+    assert select(case.plan, framework, "cpu", str(x.dtype), kernel, mask is not None).kernel == expected
+    with counted() as counts:
+        y, grads = RUNNERS[runner]((x, scale, offset), dy, mask, {**case.arguments, "eps": eps, "kernel": kernel})
+    if framework in ("numpy", "torch"):  # the others' calls are compiled: see tests/test_jax_door.py and its neighbour
+        assert counts["forward"] == (expected == "cpu")
+        assert counts["backward"] == (expected == "cpu" and framework == "torch")
 
     oracle = case.reference(x, scale, offset, eps=eps, mask=mask)
     assert y.dtype == x.dtype
@@ -48,19 +88,31 @@ def check(case: Case, runner: str, x: np.ndarray, *, eps: float = 1e-5, mask: np
             )
 
 
+@pytest.mark.parametrize("kernel", ["cpu", "composed"])
 @pytest.mark.parametrize("runner", QUICK)
 @pytest.mark.parametrize("offset", [0.0, 30.0, 1e4, -1e6])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_offsets(case: Case, offset: float, runner: str) -> None:
-    check(case, runner, (seed(case.name).normal(size=case.shape) + offset).astype(np.float32))
+def test_offsets(case: Case, offset: float, runner: str, kernel: str) -> None:
+    check(case, runner, (seed(case.name).normal(size=case.shape) + offset).astype(np.float32), kernel=kernel)
 
 
+ROWS = [case for case in CASES if re.fullmatch("k?K?(Rr?|r)", case.plan.labels) and case.remove == ("mean", "scale")]
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0, 1e4, -1e6])
+@pytest.mark.parametrize("case", ROWS, ids=lambda case: case.name)
+def test_rows_by_torchs_own_kernel(case: Case, offset: float) -> None:
+    x = (seed(case.name).normal(size=case.shape) + offset).astype(np.float32)
+    check(case, "torch", x, kernel="native")
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "composed"])
 @pytest.mark.parametrize("runner", COMPILED)
 @pytest.mark.parametrize("offset", [0.0, 1e6])
 @pytest.mark.parametrize("name", SOME)
-def test_compiled(name: str, offset: float, runner: str) -> None:
+def test_compiled(name: str, offset: float, runner: str, kernel: str) -> None:
     case = BY_NAME[name]
-    check(case, runner, (seed(name).normal(size=case.shape) + offset).astype(np.float32))
+    check(case, runner, (seed(name).normal(size=case.shape) + offset).astype(np.float32), kernel=kernel)
 
 
 @pytest.mark.parametrize("runner", [*QUICK, "jax jit", "tensorflow xla", "tensorflow unknown"])

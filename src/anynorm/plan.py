@@ -51,7 +51,7 @@ class Small:
     axes: Shape
     order: tuple[int, ...]
 
-    @property
+    @cached_property
     def in_order(self) -> bool:
         return self.order == tuple(range(len(self.order)))
 
@@ -73,6 +73,14 @@ class Plan:
     kept: Small
     removes_mean: bool
     removes_scale: bool
+
+    def __hash__(self) -> int:
+        # Once: caches ask for it at every call.
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.runs, self.order, self.affine, self.kept, self.removes_mean, self.removes_scale))
 
     @cached_property
     def count(self) -> int | None:

@@ -102,13 +102,14 @@ def spec_of(
     """`NormSpec.of` without keywords."""
     if affine is not None and not isinstance(affine, str):
         affine = " ".join(affine)
-    if isinstance(remove, str):
-        remove = (remove,)
-    return _spec(pattern, affine, tuple(remove), tuple(sorted((name, _length(name, size)) for name, size in sizes)))
+    remove = (remove,) if isinstance(remove, str) else tuple(remove)
+    # Checked before the cache, for which 4, 4.0 and True would be as good as 4 and 1.
+    if any(type(size) is not int or size < 1 for _, size in sizes):
+        sizes = tuple((name, _length(name, size)) for name, size in sizes)
+    return _spec(pattern, affine, remove, sizes)
 
 
 def _length(name: str, size: Any) -> int:
-    """Checked outside the cache, for which 4, 4.0 and True would be as good as 4 and 1."""
     try:
         length = operator.index(size)
     except TypeError:
@@ -135,9 +136,8 @@ def _spec(text: str, affine_text: str | None, remove: tuple[str, ...], sizes: tu
                 f'the size {name}={size} names no axis of "{text}"; its axes are {", ".join(pattern.names)}'
             )
     affine = _default_affine(pattern) if affine_text is None else _affine(affine_text, pattern, text)
-    return NormSpec(
-        str(pattern), None if affine is None else str(affine), tuple(m for m in MOMENTS if m in remove), sizes
-    )
+    removed = tuple(m for m in MOMENTS if m in remove)
+    return NormSpec(str(pattern), None if affine is None else str(affine), removed, tuple(sorted(sizes)))
 
 
 def _default_affine(pattern: Pattern) -> Pattern | None:

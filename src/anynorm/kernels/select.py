@@ -1,15 +1,28 @@
-"""Which kernel computes a normalization, and why: the one run-time choice, pure and printable."""
+"""Which kernel computes a normalization, and why: the one run-time choice, pure and printable.
+
+cpu        anynorm's own loops for CPUs, wherever they have loops for the runs at hand
+native     the framework's own kernel, where its answer keeps the precision contract and anynorm's own are missing
+composed   the formula in the framework's primitives: the answer everywhere else
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..plan import Plan
 from ..precision import statistics_dtype
+from . import cpu
 
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
-KERNELS = ("native", "composed")
+KERNELS = ("cpu", "native", "composed")
+# The environment variable that forces one of them.
+VARIABLE = "ANYNORM_KERNEL"
+
+# The library by which each framework reaches the kernels in cpu/.
+_DOORS = {"numpy": "cpu", "torch": "cpu", "jax": "jax", "tensorflow": "tensorflow"}
 
 
 @dataclass(frozen=True)
@@ -20,11 +33,15 @@ class Choice:
     why: str
 
 
-def select(plan: Plan, framework: str, device: str, dtype: str, forced: str | None = None) -> Choice:
+def select(
+    plan: Plan, framework: str, device: str, dtype: str, forced: str | None = None, masked: bool = False
+) -> Choice:
     """The kernel for arrays of `dtype` on `device` ("cpu", "cuda", …) under `plan`.
 
     Args:
-        forced: the name of a kernel that must be the one.
+        forced: the name of a kernel that must be the one; None means the environment's ANYNORM_KERNEL, read once,
+            or, where that is not set, the best.
+        masked: whether some elements do not count.
 
     Raises:
         ValueError: an unknown framework, or a forced kernel that does not exist or cannot run.
@@ -32,34 +49,75 @@ def select(plan: Plan, framework: str, device: str, dtype: str, forced: str | No
 
     >>> from anynorm import NormSpec
     >>> from anynorm.plan import plan
-    >>> select(plan(NormSpec.of("... [c]"), (4, 64)), "torch", "cpu", "float32").kernel
-    'native'
+    >>> select(plan(NormSpec.of("... [c]"), (4, 64)), "jax", "cpu", "float32", forced="composed").kernel
+    'composed'
     """
+    return _select(plan, framework, device, dtype, forced or forced_by_environment(), masked)
+
+
+@lru_cache(maxsize=1)
+def forced_by_environment() -> str | None:
+    """The kernel that ANYNORM_KERNEL names, None where it is unset or empty."""
+    return os.environ.get(VARIABLE) or None
+
+
+@lru_cache(maxsize=8192)
+def _select(plan: Plan, framework: str, device: str, dtype: str, forced: str | None, masked: bool) -> Choice:
     if framework not in FRAMEWORKS:
         raise ValueError(f'"{framework}" is none of the frameworks: {", ".join(FRAMEWORKS)}')
-    work = "float64" if framework == "numpy" else statistics_dtype(dtype)
-    statistics_dtype(dtype)
+    statistics = statistics_dtype(dtype)
     if forced is not None and forced not in KERNELS:
-        raise ValueError(f'there is no kernel "{forced}"; there are {", ".join(KERNELS)}')
-    why_not = _why_not_native(plan, framework, device)
-    if forced == "native" and why_not:
-        raise ValueError(f"the native kernel cannot run here: {why_not}")
-    if not why_not and forced != "composed":
+        raise ValueError(f'there is no kernel "{forced}" ({VARIABLE} or kernel=); there are {", ".join(KERNELS)}')
+    why_not = {
+        "cpu": _why_not_cpu(plan, framework, device, masked),
+        "native": _why_not_native(plan, framework, device, masked),
+    }
+    if forced is not None and why_not.get(forced):
+        raise ValueError(
+            f"the {forced} kernel was asked for ({VARIABLE} or kernel=) and cannot run here: {why_not[forced]}"
+        )
+    able = [name for name, reason in why_not.items() if not reason and forced in (None, name)]
+    if "cpu" in able:
+        return Choice("cpu", f"anynorm's own loops for CPUs, statistics in {statistics} and double")
+    if "native" in able:
         return Choice(
             "native",
-            f"{framework}'s own kernel for rows, statistics in {work}; rows outside its precise range go to composed",
+            f"{framework}'s own kernel for rows, statistics in {statistics}; rows outside its precise range go to "
+            f"composed; not cpu: {why_not['cpu']}",
         )
+    reasons = "it was asked for" if forced else "; ".join(why_not.values())
+    work = "float64" if framework == "numpy" else statistics
     return Choice(
-        "composed", f"the formula in {framework}'s own operations on {device}, statistics in {work}; {why_not}"
+        "composed", f"the formula in {framework}'s own operations on {device}, statistics in {work}; {reasons}"
     )
 
 
-def _why_not_native(plan: Plan, framework: str, device: str) -> str:
+def _why_not_cpu(plan: Plan, framework: str, device: str, masked: bool) -> str:
+    """The reason why anynorm's loops for CPUs do not serve; empty where they do."""
+    if device != "cpu":
+        return "anynorm's CPU kernels are for CPUs"
+    if cpu.why_not():
+        return cpu.why_not()
+    if cpu.door(_DOORS[framework]) is None:
+        return f"anynorm was built without the CPU kernels' door for {framework}"
+    if masked:
+        return "the CPU kernels take no mask"
+    # TensorFlow's operation learns the lengths when it runs.
+    if framework != "tensorflow" and any(run.extent is None for run in plan.runs):
+        return "the CPU kernels need to know every length"
+    if not cpu.supports(plan):
+        return f"the CPU kernels have no loops for runs of this order, {plan}"
+    return ""
+
+
+def _why_not_native(plan: Plan, framework: str, device: str, masked: bool) -> str:
     """The reason why the framework's own kernel does not serve; empty where it does."""
     if framework != "torch":
         return f"{framework} has no kernel of its own that keeps the precision"
     if device != "cpu":
         return "torch's own kernel was not measured on other devices"
+    if masked:
+        return "torch's own kernel takes no mask"
     if plan.empty:
         return "the array is empty"
     if not (plan.removes_mean and plan.removes_scale):

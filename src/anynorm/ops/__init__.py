@@ -78,6 +78,7 @@ def normalize(
     eps: float = 1e-5,
     remove: str | tuple[str, ...] = MOMENTS,
     mask: Array | None = None,
+    kernel: str | None = None,
     **sizes: int,
 ) -> Array:
     """Normalize an array as a sentence about its axes says.
@@ -98,6 +99,8 @@ def normalize(
         remove: the moments to take out, "mean", "scale" or both; `"scale"` alone is RMS normalization.
         mask: boolean, broadcastable to x; elements where it is false do not enter the statistics. A group without
             any true element comes out as `offset`.
+        kernel: which kernel must compute ("cpu", "native", "composed"); None takes the environment's ANYNORM_KERNEL,
+            or else the best. `anynorm doctor` says which that is, and why.
         **sizes: lengths of axes, as in `g=8`.
 
     Returns:
@@ -105,7 +108,8 @@ def normalize(
 
     Raises:
         PatternError: the sentence cannot be read.
-        ValueError: shape, sizes, scale, offset, mask or eps do not fit, or a statistic would be over one element.
+        ValueError: shape, sizes, scale, offset, mask or eps do not fit, a statistic would be over one element, or the
+            kernel that was asked for cannot run here.
         TypeError: x is not a floating-point array.
 
     >>> import numpy as np
@@ -118,17 +122,19 @@ def normalize(
     words = (pattern, affine, remove, tuple(sizes.items()))
     x, scale, offset, mask = [None if a is None else ops.convert(a, x) for a in (x, scale, offset, mask)]
     if ops.is_traced():
-        return ops.normalize_traced(x, scale, offset, mask, ops.sentence(*words), eps)[0]
+        return ops.normalize_traced(x, scale, offset, mask, ops.sentence(*words), eps, kernel)[0]
     spec = spec_of(*words)
     eps = check(ops, x, scale, offset, mask, spec, eps)
-    return ops.normalize(x, scale, offset, mask, spec, eps)[0]
+    return ops.normalize(x, scale, offset, mask, spec, eps, kernel)[0]
 
 
-def moments(x: Array, pattern: str, *, mask: Array | None = None, **sizes: int) -> tuple[Array, Array]:
+def moments(
+    x: Array, pattern: str, *, mask: Array | None = None, kernel: str | None = None, **sizes: int
+) -> tuple[Array, Array]:
     """Mean and biased variance of the elements that share a statistic.
 
     Args:
-        x, pattern, mask, **sizes: as for `normalize`.
+        x, pattern, mask, kernel, **sizes: as for `normalize`.
 
     Returns:
         Mean and variance, shaped as the axes outside square brackets, in order; float32, or float64 for float64 x.
@@ -142,11 +148,11 @@ def moments(x: Array, pattern: str, *, mask: Array | None = None, **sizes: int) 
     words = (pattern, "", MOMENTS, tuple(sizes.items()))
     x, mask = [None if a is None else ops.convert(a, x) for a in (x, mask)]
     if ops.is_traced():
-        mean, variance = ops.moments_traced(x, mask, ops.sentence(*words))
+        mean, variance = ops.moments_traced(x, mask, ops.sentence(*words), kernel)
         return mean, variance
     spec = spec_of(*words)
     check(ops, x, None, None, mask, spec, 0.0, erasing=False)
-    mean, variance = ops.moments(x, mask, spec)
+    mean, variance = ops.moments(x, mask, spec, kernel)
     return mean, variance
 
 

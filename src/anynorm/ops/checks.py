@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -27,25 +28,39 @@ def check(
 
     `erasing`: raise also where y would not depend on x.
     """
-    statistics_dtype(ops.dtype(x))
-    plan = make_plan(spec, ops.shape(x))
+    _check_shapes(
+        ops.dtype(x),
+        ops.shape(x),
+        None if scale is None else ops.shape(scale),
+        None if offset is None else ops.shape(offset),
+        spec,
+        erasing,
+    )
+    check_mask(ops, x, mask)
+    return checked_eps(eps)
+
+
+@lru_cache(maxsize=8192)
+def _check_shapes(
+    dtype: str, shape: Shape, scale: Shape | None, offset: Shape | None, spec: NormSpec, erasing: bool
+) -> None:
+    statistics_dtype(dtype)
+    plan = make_plan(spec, shape)
     if erasing and plan.count == 1 and plan.removes_mean:
         raise ValueError(
-            f'under "{spec.text}" each statistic is over one element of an array of shape {written(ops.shape(x))}, so '
+            f'under "{spec.text}" each statistic is over one element of an array of shape {written(shape)}, so '
             "that nothing of x would be left; put more axes in square brackets, or use fewer groups"
         )
     if (scale is not None or offset is not None) and spec.affine_text is None:
         raise ValueError(
             f'which axes of "{spec.text}" carry scale and offset? Say affine=, as in affine="{spec.pattern.names[-1]}"'
         )
-    for values, name in ((scale, "scale"), (offset, "offset")):
-        if values is not None and not _fits(ops.shape(values), plan.affine.shape):
+    for given, name in ((scale, "scale"), (offset, "offset")):
+        if given is not None and not _fits(given, plan.affine.shape):
             raise ValueError(
                 f"{name} must have the shape {written(plan.affine.shape)} of the affine axes, and it has "
-                f"{written(ops.shape(values))}"
+                f"{written(given)}"
             )
-    check_mask(ops, x, mask)
-    return checked_eps(eps)
 
 
 def check_mask(ops: ModuleType, x: Array, mask: Array | None) -> None:

@@ -1,4 +1,4 @@
-"""NumPy arrays: computed in float64 whatever their type, there being no gradient and no kernel to agree with."""
+"""NumPy arrays: by the CPU kernels where they have loops, else composed in float64; there are no gradients."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..kernels import composed
+from ..kernels.cpu import numpy as kernels
+from ..kernels.select import select
+from ..plan import Plan
 from ..plan import plan as make_plan
 from ..spec import NormSpec
 from . import layout
@@ -85,10 +88,19 @@ def convert(values: Any, like: Array) -> Array:
 
 
 def normalize(
-    x: Array, scale: Array | None, offset: Array | None, mask: Array | None, spec: NormSpec, eps: float
+    x: Array,
+    scale: Array | None,
+    offset: Array | None,
+    mask: Array | None,
+    spec: NormSpec,
+    eps: float,
+    kernel: str | None = None,
 ) -> tuple[Array, Array, Array]:
     """y, mean and variance."""
     plan = make_plan(spec, shape(x))
+    if _kernel_for(x, mask, plan, kernel) == "cpu":
+        y, mean, variance = kernels.forward(x, _small(scale, plan), _small(offset, plan), plan, eps)
+        return y, *_kept(x, mean, variance, plan)
     runs = layout.to_runs(Verbs, x.astype(np.float64), plan)
     scale, offset = (layout.small_to_runs(Verbs, s, plan.affine, plan, x, affine=True) for s in (scale, offset))
     with np.errstate(invalid="ignore", over="ignore"):
@@ -98,17 +110,35 @@ def normalize(
         return y.astype(x.dtype), *_moments(x, stats, plan)
 
 
-def moments(x: Array, mask: Array | None, spec: NormSpec) -> tuple[Array, Array]:
+def moments(x: Array, mask: Array | None, spec: NormSpec, kernel: str | None = None) -> tuple[Array, Array]:
     plan = make_plan(spec, shape(x))
+    if _kernel_for(x, mask, plan, kernel) == "cpu":
+        return _kept(x, *kernels.moments(x, plan), plan)
     runs = layout.to_runs(Verbs, x.astype(np.float64), plan)
     return _moments(x, composed.statistics(Verbs, runs, _mask(mask, x, plan), plan, 0.0), plan)
 
 
-def _mask(mask: Array | None, x: Array, plan: Any) -> Array | None:
+def _kernel_for(x: Array, mask: Array | None, plan: Plan, forced: str | None) -> str:
+    return select(plan, "numpy", "cpu", dtype(x), forced, mask is not None).kernel
+
+
+def _small(values: Array | None, plan: Plan) -> Array | None:
+    """Scale or offset as it lies on the runs."""
+    if values is None or plan.affine.in_order:
+        return values
+    return values.reshape(plan.affine.axes).transpose(plan.affine.order)
+
+
+def _kept(x: Array, mean: Array, variance: Array, plan: Plan) -> tuple[Array, Array]:
+    mean, variance = (layout.statistic_from_runs(Verbs, s, x, plan) for s in (mean, variance))
+    return mean, variance
+
+
+def _mask(mask: Array | None, x: Array, plan: Plan) -> Array | None:
     return None if mask is None else layout.to_runs(Verbs, np.broadcast_to(mask, x.shape), plan)
 
 
-def _moments(x: Array, stats: composed.Stats, plan: Any) -> tuple[Array, Array]:
+def _moments(x: Array, stats: composed.Stats, plan: Plan) -> tuple[Array, Array]:
     out = np.result_type(x.dtype, np.float32)
     mean, variance = stats.mean(), stats.unscaled_variance()
     return tuple(layout.statistic_from_runs(Verbs, s, x, plan).astype(out) for s in (mean, variance))  # type: ignore

@@ -8,13 +8,13 @@ import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
 from ..kernels.cpu.tensorflow import has_custom_calls
-from ..kernels.select import select
+from ..kernels.select import forced_by_environment, select
 from ..plan import Plan
 from ..plan import plan as make_plan
 from ..precision import statistics_dtype
 from ..spec import NormSpec
 from . import tensorflow_arrays as arrays
-from . import tensorflow_kernel as kernel
+from . import tensorflow_kernel as kernels
 
 Array = Any
 OPERATION, CUSTOM_CALL, COMPOSED = "operation", "custom call", "composed"
@@ -40,20 +40,26 @@ def convert(values: Any, like: Array) -> Array:
 
 
 def normalize(
-    x: Array, scale: Array | None, offset: Array | None, mask: Array | None, spec: NormSpec, eps: float
+    x: Array,
+    scale: Array | None,
+    offset: Array | None,
+    mask: Array | None,
+    spec: NormSpec,
+    eps: float,
+    kernel: str | None = None,
 ) -> tuple[Array, Array, Array]:
     """y, mean and variance; the two statistics carry no gradient (`moments` does)."""
     plan = make_plan(spec, shape(x))
-    way = _way(x, mask, plan)
+    way = _way(x, mask, plan, kernel)
     if way == COMPOSED:
         return arrays.normalize(x, scale, offset, mask, plan, eps)
-    return kernel.normalize(x, scale, offset, plan, eps, in_xla=way == CUSTOM_CALL)
+    return kernels.normalize(x, scale, offset, plan, eps, in_xla=way == CUSTOM_CALL)
 
 
-def moments(x: Array, mask: Array | None, spec: NormSpec) -> tuple[Array, ...]:
+def moments(x: Array, mask: Array | None, spec: NormSpec, kernel: str | None = None) -> tuple[Array, ...]:
     plan = make_plan(spec, shape(x))
-    way = _way(x, mask, plan)
-    return arrays.moments(x, mask, plan) if way == COMPOSED else kernel.moments(x, plan, in_xla=way == CUSTOM_CALL)
+    way = _way(x, mask, plan, kernel)
+    return arrays.moments(x, mask, plan) if way == COMPOSED else kernels.moments(x, plan, in_xla=way == CUSTOM_CALL)
 
 
 def apply(
@@ -62,22 +68,31 @@ def apply(
     """Normalize with mean and variance given from outside, over the sentence's kept axes."""
     plan = make_plan(spec, shape(x))
     # XLA itself makes one pass of this formula.
-    module = kernel if _way(x, None, plan) == OPERATION else arrays
+    module = kernels if _way(x, None, plan) == OPERATION else arrays
     return module.apply(x, mean, variance, scale, offset, plan, eps)
 
 
-def _way(x: Array, mask: Array | None, plan: Plan) -> str:
+def _way(x: Array, mask: Array | None, plan: Plan, forced: str | None = None) -> str:
     """How this is computed: by the kernels' operations, by XLA's custom calls of them, or composed."""
-    if mask is not None or select(plan, "tensorflow", _device(x), dtype(x)).kernel != "cpu":
+    if select(plan, "tensorflow", _device(x), dtype(x), forced, mask is not None).kernel != "cpu":
         return COMPOSED
-    if tf.executing_eagerly():
-        return OPERATION
     graph = tf.compat.v1.get_default_graph()
-    if control_flow_util.InXlaContext(graph):
-        # XLA knows every length when it compiles, but a custom call's have to be known now.
-        return CUSTOM_CALL if x.shape.is_fully_defined() and has_custom_calls() else COMPOSED
-    # A function without jit_compile=True within one that has it may be called from elsewhere too.
-    return COMPOSED if control_flow_util.GraphOrParentsInXlaContext(graph) else OPERATION
+    if tf.executing_eagerly() or not control_flow_util.GraphOrParentsInXlaContext(graph):
+        return OPERATION
+    why_not = _why_no_custom_call(x, graph)
+    if why_not and "cpu" in (forced, forced_by_environment()):
+        raise ValueError(f"the cpu kernel was asked for and cannot run under jit_compile=True here: {why_not}")
+    return COMPOSED if why_not else CUSTOM_CALL
+
+
+def _why_no_custom_call(x: Array, graph: Any) -> str:
+    # Whether a function with jit_compile=True is itself in the context or was called in it depends on how it came to
+    # be traced. Functions further in may be called from elsewhere too, where no custom call can run.
+    if not any(control_flow_util.InXlaContext(g) for g in (graph, getattr(graph, "outer_graph", graph))):
+        return "this is a function within the one that XLA compiles, and it may have other callers"
+    if not x.shape.is_fully_defined():
+        return f"XLA needs to know the array's shape when the function is traced, and it is {x.shape}"
+    return "" if has_custom_calls() else "this TensorFlow does not let custom calls be registered"
 
 
 def _device(x: Array) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from ..kernels import composed
+from ..kernels.cpu import torch as kernels
 from ..plan import Plan
 from ..spec import NormSpec, spec_of
 from . import layout, torch_arrays, torch_compile
@@ -35,17 +37,75 @@ def shape(x: Array) -> tuple[int | None, ...]:
 
 
 def convert(values: Any, like: Array) -> Array:
+    if isinstance(values, torch.Tensor) and values.device == like.device:
+        return values
     return torch.as_tensor(values, device=like.device)
 
 
 def normalize(
-    x: Array, scale: Array | None, offset: Array | None, mask: Array | None, spec: NormSpec, eps: float
+    x: Array,
+    scale: Array | None,
+    offset: Array | None,
+    mask: Array | None,
+    spec: NormSpec,
+    eps: float,
+    kernel: str | None = None,
 ) -> tuple[Array, Array, Array]:
     """y, mean and variance; the two statistics carry no gradient (`moments` does)."""
     if is_traced():
-        return normalize_traced(x, scale, offset, mask, spec.encode(), eps)
-    y, mean, variance, *_ = _Normalize.apply(x, scale, offset, mask, torch_arrays.plan_of(x, spec), eps)
+        return normalize_traced(x, scale, offset, mask, spec.encode(), eps, kernel)
+    plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
+    # The transforms of torch.func wrap tensors, which then have no memory of their own: those are computed composed.
+    if chosen == "cpu" and _unwrapped():
+        if _wants(x, scale, offset):
+            y, mean, variance = _Kernel.apply(x, scale, offset, plan, eps)
+        else:
+            y, mean, variance, _ = kernels.forward(x, scale, offset, plan, eps)
+        return y, *torch_arrays.kept_from_runs(x, mean, variance, plan)
+    y, mean, variance, *_ = _Normalize.apply(x, scale, offset, mask, plan, eps, kernel)
     return y, mean, variance
+
+
+def _unwrapped() -> bool:
+    """Whether no transform of torch.func is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is None
+
+
+def _wants(*arrays: Array | None) -> bool:
+    """Whether autograd or forward mode may ask for a derivative."""
+    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arrays):
+        return True
+    return forward_ad._current_level >= 0
+
+
+class _Kernel(torch.autograd.Function):
+    """The CPU kernel with its own gradient rule.
+
+    A second derivative needs the first to be differentiable itself, and a batch of cotangents has no memory of its own:
+    then the composed formula computes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Array, scale: Array, offset: Array, plan: Plan, eps: float) -> tuple[Array, ...]:
+        y, mean, variance, saved = kernels.forward(x, scale, offset, plan, eps)
+        ctx.plan, ctx.eps = plan, eps
+        ctx.save_for_backward(x, scale, offset, saved)
+        ctx.save_for_forward(x, scale)
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, dy: Array, *_: Any) -> tuple[Array | None, ...]:
+        x, scale, offset, saved = ctx.saved_tensors
+        if not torch.is_grad_enabled() and _unwrapped():
+            return *kernels.backward(x, dy, scale, offset, saved, ctx.plan, ctx.eps), None, None
+        return *torch_arrays.backward(x, dy, scale, offset, None, ctx.plan, ctx.eps), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, t: Array, t_scale: Array, t_offset: Array, *_: Any) -> tuple[Array | None, ...]:
+        x, scale = ctx.saved_tensors
+        t = torch.zeros_like(x) if t is None else t
+        return torch_arrays.tangent(x, t, scale, t_scale, t_offset, None, ctx.plan, ctx.eps), None, None
 
 
 class _Normalize(torch.autograd.Function):
@@ -57,14 +117,16 @@ class _Normalize(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Array, scale: Array, offset: Array, mask: Array, plan: Plan, eps: float) -> tuple[Array, ...]:
-        *out, stats = torch_arrays.forward(x, scale, offset, mask, plan, eps)
+    def forward(
+        x: Array, scale: Array, offset: Array, mask: Array, plan: Plan, eps: float, kernel: str | None
+    ) -> tuple[Array, ...]:
+        *out, stats = torch_arrays.forward(x, scale, offset, mask, plan, eps, kernel)
         kept = [None] * 6 if stats is None else [*stats[:-1], stats.count if mask is not None else None]
         return *out, *(x.new_empty(0) if a is None else a for a in kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
-        *arrays, ctx.plan, ctx.eps = inputs
+        *arrays, ctx.plan, ctx.eps, ctx.kernel = inputs
         ctx.save_for_backward(*arrays, *output[3:])
         ctx.save_for_forward(*arrays)
         ctx.mark_non_differentiable(*output[1:])
@@ -77,8 +139,8 @@ class _Normalize(torch.autograd.Function):
             power, shift, residual, variance, rstd, count = (None if a.numel() == 0 else a for a in kept)
             count = float(ctx.plan.count) if mask is None else count
             stats = composed.Stats(power, shift, residual, variance, rstd, count)
-        out = torch_arrays.backward(x, grads[0], scale, offset, mask, ctx.plan, ctx.eps, stats)
-        return *out, None, None, None
+        out = torch_arrays.backward(x, grads[0], scale, offset, mask, ctx.plan, ctx.eps, stats, ctx.kernel)
+        return *out, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, t: Array, t_scale: Array, t_offset: Array, *_: Any) -> tuple[Array | None, ...]:
@@ -87,9 +149,15 @@ class _Normalize(torch.autograd.Function):
         return torch_arrays.tangent(x, t, scale, t_scale, t_offset, mask, ctx.plan, ctx.eps), *[None] * 8
 
 
-def moments(x: Array, mask: Array | None, spec: NormSpec) -> tuple[Array, Array]:
+def moments(x: Array, mask: Array | None, spec: NormSpec, kernel: str | None = None) -> tuple[Array, Array]:
     """Mean and variance, differentiable."""
-    return moments_traced(x, mask, spec.encode()) if is_traced() else torch_arrays.moments(x, mask, spec)
+    if is_traced():
+        return moments_traced(x, mask, spec.encode(), kernel)
+    plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
+    # Their derivative is composed, so that where one may be asked for the whole is.
+    if chosen != "cpu" or _wants(x) or not _unwrapped():
+        return torch_arrays.moments(x, mask, plan)
+    return torch_arrays.kept_from_runs(x, *kernels.moments(x, plan), plan)
 
 
 normalize_traced, moments_traced = torch_compile.normalize, torch_compile.moments
@@ -99,7 +167,10 @@ def apply(
     x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, spec: NormSpec, eps: float
 ) -> Array:
     """Normalize with mean and variance given from outside, over the sentence's kept axes."""
-    plan = torch_arrays.plan_of(x, spec)
+    plan, chosen = torch_arrays.choice(x, None, spec, None)
+    given = (x, mean, variance, scale, offset)
+    if chosen == "cpu" and not is_traced() and not _wants(*given) and _unwrapped():
+        return kernels.apply(*given, plan, eps)
     runs, scale, offset, _ = torch_arrays.enter(x, scale, offset, None, plan)
     mean, variance = (torch_arrays.kept_to_runs(s, x, plan) for s in (mean, variance))
     y = composed.forward(Verbs, runs, scale, offset, composed.given(Verbs, mean, variance, eps), plan)

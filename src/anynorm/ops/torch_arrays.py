@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from ..kernels import composed, torch_native
 from ..kernels.select import select
 from ..plan import Plan
 from ..plan import plan as make_plan
-from ..precision import statistics_dtype
+from ..precision import STATISTICS, statistics_dtype
 from ..spec import NormSpec
 from . import layout
 
 Array = Any
+
+_NAMES = {getattr(torch, name): name for name in STATISTICS}
 
 
 class Verbs:
@@ -26,7 +29,7 @@ class Verbs:
 
     @staticmethod
     def dtype(x: Array) -> str:
-        return str(x.dtype).removeprefix("torch.")
+        return _NAMES.get(x.dtype) or str(x.dtype).removeprefix("torch.")
 
     @staticmethod
     def length(x: Array, d: int) -> int:
@@ -82,31 +85,56 @@ class Verbs:
         return x.amax(dim=1)
 
 
-def memory_order(x: Array) -> tuple[int, ...]:
+@lru_cache(maxsize=8192)
+def _memory_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
     """The dimensions from outermost to innermost in memory, so that channels_last needs no copy."""
-    strides = x.stride()
-    order = tuple(sorted(range(x.ndim), key=lambda d: (-strides[d], d)))
+    order = tuple(sorted(range(len(shape)), key=lambda d: (-strides[d], d)))
     expected = 1
     for d in reversed(order):
-        if x.shape[d] != 1 and strides[d] != expected:
-            return tuple(range(x.ndim))
-        expected *= x.shape[d]
+        if shape[d] != 1 and strides[d] != expected:
+            return tuple(range(len(shape)))
+        expected *= shape[d]
     return order
 
 
 def plan_of(x: Array, spec: NormSpec) -> Plan:
-    return make_plan(spec, tuple(x.shape), memory_order(x))
+    return make_plan(spec, tuple(x.shape), _memory_order(tuple(x.shape), x.stride()))
+
+
+def choice(x: Array, mask: Array | None, spec: NormSpec, forced: str | None) -> tuple[Plan, str]:
+    """The plan for x as it lies in memory, and the name of the kernel that computes it."""
+    return _choice(x.shape, x.stride(), x.dtype, x.device.type, spec, forced, mask is not None)
+
+
+@lru_cache(maxsize=8192)
+def _choice(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: Any,
+    device: str,
+    spec: NormSpec,
+    forced: str | None,
+    masked: bool,
+) -> tuple[Plan, str]:
+    plan = make_plan(spec, tuple(shape), _memory_order(tuple(shape), strides))
+    return plan, select(plan, "torch", device, str(dtype).removeprefix("torch."), forced, masked).kernel
 
 
 def forward(
-    x: Array, scale: Array | None, offset: Array | None, mask: Array | None, plan: Plan, eps: float
+    x: Array,
+    scale: Array | None,
+    offset: Array | None,
+    mask: Array | None,
+    plan: Plan,
+    eps: float,
+    kernel: str | None = None,
 ) -> tuple[Array, Array, Array, composed.Stats | None]:
     """y, mean and variance over the kept axes, and what the gradient needs."""
     if plan.empty:
         nothing = x.new_zeros(plan.kept.shape, dtype=_work(x))
         return x.clone(), nothing, nothing.clone(), None
     runs, scale, offset, mask = enter(x, scale, offset, mask, plan)
-    if mask is None and _is_native(x, plan):
+    if _is_native(x, mask, plan, kernel):
         y, stats, good = torch_native.forward(runs, scale, offset, plan, eps)
         if not Verbs.all(good):
             stats = composed.mended(Verbs, runs, stats, good, plan, eps)
@@ -126,6 +154,7 @@ def backward(
     plan: Plan,
     eps: float,
     stats: composed.Stats | None = None,
+    kernel: str | None = None,
 ) -> tuple[Array, Array | None, Array | None]:
     """dx, dscale and doffset.
 
@@ -135,7 +164,7 @@ def backward(
         return dy.clone(), *(None if s is None else torch.zeros_like(s) for s in (scale, offset))
     runs, scale_runs, _, mask = enter(x, scale, None, mask, plan)
     dy = layout.to_runs(Verbs, dy, plan).to(runs.dtype)
-    native = stats is not None and mask is None and _is_native(x, plan)
+    native = stats is not None and _is_native(x, mask, plan, kernel)
     if stats is None:
         stats = composed.statistics(Verbs, runs, mask, plan, eps)
     if native and stats.power is None:
@@ -153,8 +182,8 @@ def backward(
     return layout.from_runs(Verbs, dx, x, plan).to(x.dtype), dscale, doffset
 
 
-def _is_native(x: Array, plan: Plan) -> bool:
-    return select(plan, "torch", x.device.type, Verbs.dtype(x)).kernel == "native"
+def _is_native(x: Array, mask: Array | None, plan: Plan, kernel: str | None) -> bool:
+    return select(plan, "torch", x.device.type, Verbs.dtype(x), kernel, mask is not None).kernel == "native"
 
 
 def tangent(
@@ -175,17 +204,15 @@ def tangent(
     return layout.from_runs(Verbs, out, x, plan).to(x.dtype)
 
 
-def moments(x: Array, mask: Array | None, spec: NormSpec) -> tuple[Array, Array]:
+def moments(x: Array, mask: Array | None, plan: Plan) -> tuple[Array, Array]:
     """Mean and variance, differentiable."""
-    plan = plan_of(x, spec)
     runs, _, _, mask = enter(x, None, None, mask, plan)
     mean, variance = means(x, composed.statistics(Verbs, runs, mask, plan, 0.0), plan)
     return mean, variance
 
 
-def moments_backward(x: Array, mask: Array | None, dmean: Array, dvariance: Array, spec: NormSpec) -> Array:
+def moments_backward(x: Array, mask: Array | None, dmean: Array, dvariance: Array, plan: Plan) -> Array:
     """dx of the two moments."""
-    plan = plan_of(x, spec)
     runs, _, _, mask = enter(x, None, None, mask, plan)
     stats = composed.statistics(Verbs, runs, mask, plan, 0.0)
     dmean, dvariance = (kept_to_runs(s, x, plan) for s in (dmean, dvariance))
@@ -203,6 +230,15 @@ def enter(x: Array, scale: Array | None, offset: Array | None, mask: Array | Non
 
 def kept_to_runs(statistic: Array, x: Array, plan: Plan) -> Array:
     return layout.small_to_runs(Verbs, statistic, plan.kept, plan, x, affine=False).to(_work(x))  # type: ignore
+
+
+def kept_from_runs(x: Array, mean: Array, variance: Array, plan: Plan) -> tuple[Array, Array]:
+    """Statistics as they lie over the kept runs, over the kept axes as users have them."""
+    if plan.kept.in_order:
+        shape = plan.kept.shape
+        return (mean, variance) if len(shape) == 1 else (mean.reshape(shape), variance.reshape(shape))
+    mean, variance = (layout.statistic_from_runs(Verbs, s, x, plan) for s in (mean, variance))
+    return mean, variance
 
 
 def means(x: Array, stats: composed.Stats, plan: Plan) -> tuple[Array, ...]:

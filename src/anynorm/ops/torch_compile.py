@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.cpu import torch as kernels
 from ..spec import NormSpec
 from . import torch_arrays
 from .checks import check, check_mask
 
 
-@torch.library.custom_op("anynorm::normalize", mutates_args=())
 def normalize(
     x: Tensor,
     scale: Tensor | None,
@@ -21,25 +21,49 @@ def normalize(
     mask: Tensor | None,
     sentence: str,
     eps: float,
+    kernel: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from . import torch as ops
-
-    spec = NormSpec.decode(sentence)
-    eps = check(ops, x, scale, offset, mask, spec, eps)
-    y, mean, variance, _ = torch_arrays.forward(x, scale, offset, mask, torch_arrays.plan_of(x, spec), eps)
-    return _laid_out(y, x), mean, variance
+    y, mean, variance, _ = _forward(x, scale, offset, mask, sentence, eps, kernel)
+    return y, mean, variance
 
 
-@normalize.register_fake
-def _normalize_fake(
+@torch.library.custom_op("anynorm::normalize", mutates_args=())
+def _forward(
     x: Tensor,
     scale: Tensor | None,
     offset: Tensor | None,
     mask: Tensor | None,
     sentence: str,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), *_moments_fake(x, mask, sentence)
+    kernel: str | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, mean, variance, and what the CPU kernel's gradient needs; zeros where another kernel ran."""
+    from . import torch as ops
+
+    spec = NormSpec.decode(sentence)
+    eps = check(ops, x, scale, offset, mask, spec, eps)
+    plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
+    if chosen == "cpu":
+        y, mean, variance, saved = kernels.forward(x, scale, offset, plan, eps)
+        mean, variance = torch_arrays.kept_from_runs(x, mean, variance, plan)
+    else:
+        y, mean, variance, _ = torch_arrays.forward(x, scale, offset, mask, plan, eps, kernel)
+        saved = x.new_zeros((mean.numel(), 2), dtype=torch.float64)
+    return _laid_out(y, x), mean, variance, saved
+
+
+@_forward.register_fake
+def _forward_fake(
+    x: Tensor,
+    scale: Tensor | None,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    sentence: str,
+    eps: float,
+    kernel: str | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mean, variance = _moments_fake(x, mask, sentence)
+    return torch.empty_like(x), mean, variance, x.new_empty((mean.numel(), 2), dtype=torch.float64)
 
 
 @torch.library.custom_op("anynorm::normalize_backward", mutates_args=())
@@ -49,12 +73,17 @@ def _backward(
     scale: Tensor | None,
     offset: Tensor | None,
     mask: Tensor | None,
+    saved: Tensor,
     sentence: str,
     eps: float,
+    kernel: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dscale and doffset; empty where there is no scale or offset, since an operator's results cannot be None."""
-    plan = torch_arrays.plan_of(x, NormSpec.decode(sentence))
-    dx, dscale, doffset = torch_arrays.backward(x, dy, scale, offset, mask, plan, eps)
+    plan, chosen = torch_arrays.choice(x, mask, NormSpec.decode(sentence), kernel)
+    if chosen == "cpu":
+        dx, dscale, doffset = kernels.backward(x, dy, scale, offset, saved, plan, eps)
+    else:
+        dx, dscale, doffset = torch_arrays.backward(x, dy, scale, offset, mask, plan, eps)
     none = x.new_empty(0)
     return _laid_out(dx, x), none if dscale is None else dscale, none.clone() if doffset is None else doffset
 
@@ -67,31 +96,33 @@ def _backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *arrays, ctx.sentence, ctx.eps = inputs
-    ctx.save_for_backward(*arrays)
+    *arrays, ctx.sentence, ctx.eps, ctx.kernel = inputs
+    ctx.save_for_backward(*arrays, output[3])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _gradient(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
-    x, scale, offset, mask = ctx.saved_tensors
-    dx, dscale, doffset = _backward(x, dy, scale, offset, mask, ctx.sentence, ctx.eps)
+    x, scale, offset, mask, saved = ctx.saved_tensors
+    dx, dscale, doffset = _backward(x, dy, scale, offset, mask, saved, ctx.sentence, ctx.eps, ctx.kernel)
     small = (None if s is None else d for s, d in ((scale, dscale), (offset, doffset)))
-    return dx, *small, None, None, None
+    return dx, *small, None, None, None, None
 
 
-normalize.register_autograd(_gradient, setup_context=_setup_context)
+_forward.register_autograd(_gradient, setup_context=_setup_context)
 
 
 @torch.library.custom_op("anynorm::moments", mutates_args=())
-def moments(x: Tensor, mask: Tensor | None, sentence: str) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor, mask: Tensor | None, sentence: str, kernel: str | None) -> tuple[Tensor, Tensor]:
     from . import torch as ops
 
     check_mask(ops, x, mask)
-    return torch_arrays.moments(x, mask, NormSpec.decode(sentence))
+    with torch.no_grad():
+        mean, variance = ops.moments(x, mask, NormSpec.decode(sentence), kernel)
+    return mean, variance
 
 
 @moments.register_fake
-def _moments_fake(x: Tensor, mask: Tensor | None, sentence: str) -> tuple[Tensor, Tensor]:
+def _moments_fake(x: Tensor, mask: Tensor | None, sentence: str, kernel: str | None = None) -> tuple[Tensor, Tensor]:
     spec = NormSpec.decode(sentence)
     sizes = dict(spec.sizes)
     kept = []
@@ -104,7 +135,8 @@ def _moments_fake(x: Tensor, mask: Tensor | None, sentence: str) -> tuple[Tensor
 
 @torch.library.custom_op("anynorm::moments_backward", mutates_args=())
 def _moments_backward(x: Tensor, mask: Tensor | None, dmean: Tensor, dvariance: Tensor, sentence: str) -> Tensor:
-    return _laid_out(torch_arrays.moments_backward(x, mask, dmean, dvariance, NormSpec.decode(sentence)), x)
+    plan = torch_arrays.plan_of(x, NormSpec.decode(sentence))
+    return _laid_out(torch_arrays.moments_backward(x, mask, dmean, dvariance, plan), x)
 
 
 @_moments_backward.register_fake
@@ -113,12 +145,12 @@ def _moments_backward_fake(x: Tensor, *_: Any) -> Tensor:
 
 
 def _setup_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *arrays, ctx.sentence = inputs
+    *arrays, ctx.sentence, _ = inputs
     ctx.save_for_backward(*arrays)
 
 
 def _moments_gradient(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    return _moments_backward(*ctx.saved_tensors, *grads, ctx.sentence), None, None
+    return _moments_backward(*ctx.saved_tensors, *grads, ctx.sentence), None, None, None
 
 
 moments.register_autograd(_moments_gradient, setup_context=_setup_moments)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..spec import MOMENTS, spec_of
-from .checks import check
+from .checks import check, check_out
 
 Array = Any
 
@@ -79,6 +79,7 @@ def normalize(
     remove: str | tuple[str, ...] = MOMENTS,
     mask: Array | None = None,
     kernel: str | None = None,
+    out: Array | None = None,
     **sizes: int,
 ) -> Array:
     """Normalize an array as a sentence about its axes says.
@@ -101,16 +102,18 @@ def normalize(
             any true element comes out as `offset`.
         kernel: which kernel must compute ("cpu", "native", "composed"); None takes the environment's ANYNORM_KERNEL,
             or else the best. `anynorm doctor` says which that is, and why.
+        out: an array like x to write into, NumPy's or torch's, for inference; x itself normalizes in place.
         **sizes: lengths of axes, as in `g=8`.
 
     Returns:
-        An array of x's kind, shape and type; differentiable in x, scale and offset where the framework is.
+        An array of x's kind, shape and type; differentiable in x, scale and offset where the framework is. `out`
+        where that was given.
 
     Raises:
         PatternError: the sentence cannot be read.
         ValueError: shape, sizes, scale, offset, mask or eps do not fit, a statistic would be over one element, or the
             kernel that was asked for cannot run here.
-        TypeError: x is not a floating-point array.
+        TypeError: x is not a floating-point array, or its framework's arrays cannot be written into.
 
     >>> import numpy as np
     >>> x = np.array([[1.0, 3.0], [10.0, 30.0]], dtype=np.float32)
@@ -122,9 +125,15 @@ def normalize(
     words = (pattern, affine, remove, tuple(sizes.items()))
     x, scale, offset, mask = [None if a is None else ops.convert(a, x) for a in (x, scale, offset, mask)]
     if ops.is_traced():
-        return ops.normalize_traced(x, scale, offset, mask, ops.sentence(*words), eps, kernel)[0]
+        y = ops.normalize_traced(x, scale, offset, mask, ops.sentence(*words), eps, kernel)[0]
+        return y if out is None else out.copy_(y)
     spec = spec_of(*words)
     eps = check(ops, x, scale, offset, mask, spec, eps)
+    if out is not None:
+        if not hasattr(ops, "normalize_into"):
+            raise TypeError(f"{framework_of(x)} arrays cannot be written into: leave out= away")
+        check_out(ops, x, out)
+        return ops.normalize_into(out, x, scale, offset, mask, spec, eps, kernel)
     return ops.normalize(x, scale, offset, mask, spec, eps, kernel)[0]
 
 

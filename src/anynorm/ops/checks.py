@@ -76,6 +76,16 @@ def check_mask(ops: ModuleType, x: Array, mask: Array | None) -> None:
         raise ValueError(f"a mask of shape {written(shape)} does not broadcast to {written(whole)}")
 
 
+def check_out(ops: ModuleType, x: Array, out: Array) -> None:
+    """Raise unless `out` is an array like x."""
+    if type(out) is not type(x) or ops.dtype(out) != ops.dtype(x) or ops.shape(out) != ops.shape(x):
+        kind = f"{type(out).__name__} of type {getattr(out, 'dtype', '?')} and shape {getattr(out, 'shape', '?')}"
+        raise TypeError(
+            f"out must be like x, a {type(x).__name__} of type {ops.dtype(x)} and shape {written(ops.shape(x))}, and "
+            f"it is a {kind}"
+        )
+
+
 def written(shape: Shape) -> str:
     return "(" + ", ".join("?" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
 

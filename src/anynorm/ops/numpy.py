@@ -110,6 +110,25 @@ def normalize(
         return y.astype(x.dtype), *_moments(x, stats, plan)
 
 
+def normalize_into(
+    out: Array,
+    x: Array,
+    scale: Array | None,
+    offset: Array | None,
+    mask: Array | None,
+    spec: NormSpec,
+    eps: float,
+    kernel: str | None,
+) -> Array:
+    """y written into `out`, which may be x."""
+    plan = make_plan(spec, shape(x))
+    if _kernel_for(x, mask, plan, kernel) == "cpu" and kernels.can_write(out, x):
+        kernels.forward(x, _small(scale, plan), _small(offset, plan), plan, eps, out)
+    else:
+        out[...] = normalize(x, scale, offset, mask, spec, eps, kernel)[0]
+    return out
+
+
 def moments(x: Array, mask: Array | None, spec: NormSpec, kernel: str | None = None) -> tuple[Array, Array]:
     plan = make_plan(spec, shape(x))
     if _kernel_for(x, mask, plan, kernel) == "cpu":

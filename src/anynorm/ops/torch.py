@@ -66,6 +66,26 @@ def normalize(
     return y, mean, variance
 
 
+def normalize_into(
+    out: Array,
+    x: Array,
+    scale: Array | None,
+    offset: Array | None,
+    mask: Array | None,
+    spec: NormSpec,
+    eps: float,
+    kernel: str | None,
+) -> Array:
+    """y written into `out`, which may be x; without a gradient."""
+    if _wants(x, scale, offset, out):
+        raise ValueError("what is written into out= has no gradient: call it under torch.no_grad()")
+    plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
+    if chosen == "cpu" and _unwrapped() and kernels.can_write(out, x, plan):
+        kernels.forward(x, scale, offset, plan, eps, out)
+        return out
+    return out.copy_(normalize(x, scale, offset, mask, spec, eps, kernel)[0])
+
+
 def _unwrapped() -> bool:
     """Whether no transform of torch.func is at work."""
     return torch._C._functorch.peek_interpreter_stack() is None

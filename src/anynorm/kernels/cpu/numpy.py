@@ -12,10 +12,12 @@ from . import DTYPES, calls, problem
 Array = Any
 
 
-def forward(x: Array, scale: Array | None, offset: Array | None, plan: Plan, eps: float) -> tuple[Array, Array, Array]:
-    """y, mean and variance over the kept runs."""
-    x, scale, offset = np.ascontiguousarray(x), _small(scale, x), _small(offset, x)
-    y = np.empty_like(x)
+def forward(
+    x: Array, scale: Array | None, offset: Array | None, plan: Plan, eps: float, out: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """y (in `out`, if that is given), mean and variance over the kept runs."""
+    x, scale, offset = np.asarray(x, order="C"), _small(scale, x), _small(offset, x)
+    y = np.empty_like(x) if out is None else out
     mean, variance = np.empty((2, plan.groups or 0), _work(x))
     names = (None if s is None else s.dtype.name for s in (scale, offset))
     calls.forward(
@@ -25,9 +27,15 @@ def forward(x: Array, scale: Array | None, offset: Array | None, plan: Plan, eps
     return y, mean, variance
 
 
+def can_write(out: Array, x: Array) -> bool:
+    """Whether y may be written into `out` as it comes: both are contiguous, and `out` is x or apart from it."""
+    contiguous = out.flags.c_contiguous and x.flags.c_contiguous and out.flags.writeable
+    return bool(contiguous and (out.ctypes.data == x.ctypes.data or not np.may_share_memory(out, x)))
+
+
 def moments(x: Array, plan: Plan) -> tuple[Array, Array]:
     """Mean and variance over the kept runs."""
-    x = np.ascontiguousarray(x)
+    x = np.asarray(x, order="C")
     mean, variance = np.empty((2, plan.groups or 0), _work(x))
     calls.moments(
         problem(plan, x.dtype.name, None, None, 0.0),
@@ -44,7 +52,7 @@ def _small(values: Array | None, x: Array) -> Array | None:
     """Scale or offset in a type that the kernels read."""
     if values is None:
         return None
-    return np.ascontiguousarray(values if values.dtype.name in DTYPES else values.astype(_work(x)))
+    return np.asarray(values if values.dtype.name in DTYPES else values.astype(_work(x)), order="C")
 
 
 def _work(x: Array) -> Any:

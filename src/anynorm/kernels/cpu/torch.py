@@ -19,11 +19,11 @@ _NAMES = {getattr(torch, name): name for name in DTYPES}
 
 
 def forward(
-    x: Array, scale: Array | None, offset: Array | None, plan: Plan, eps: float
+    x: Array, scale: Array | None, offset: Array | None, plan: Plan, eps: float, out: Array | None = None
 ) -> tuple[Array, Array, Array, Array]:
-    """y, mean and variance over the kept runs, and what the gradient needs."""
+    """y (in `out`, if that is given), mean and variance over the kept runs, and what the gradient needs."""
     x, scale, offset = _dense(x, plan), _small(scale, x, plan), _small(offset, x, plan)
-    y = torch.empty_like(x)
+    y = torch.empty_like(x) if out is None else out
     mean, variance, saved = _statistics(x, plan)
     calls.forward(
         _problem(x, scale, offset, plan, eps),
@@ -36,6 +36,14 @@ def forward(
         saved.data_ptr(),
     )
     return y, mean, variance, saved
+
+
+def can_write(out: Array, x: Array, plan: Plan) -> bool:
+    """Whether y may be written into `out` as it comes: it lies as x does, and is x or apart from it."""
+    if out.stride() != x.stride() or (plan.in_order and not x.is_contiguous()):
+        return False
+    distance, size = abs(out.data_ptr() - x.data_ptr()), x.numel() * x.element_size()
+    return bool(distance == 0 or distance >= size)
 
 
 def backward(

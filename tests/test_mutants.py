@@ -19,7 +19,9 @@ from test_transforms import SENTENCES
 from test_transforms import test_jax_the_pullback_is_the_transpose_of_the_pushforward as dot_product
 
 import anynorm.kernels.composed as composed
+from anynorm.kernels.cpu import calls
 from anynorm.kernels.runs import Runs
+from anynorm.kernels.select import forced_by_environment
 
 GROUP, LAST, BATCH = "group, channels last", "layer, last axis", "batch, channels last"
 TUTORIAL, RMS = "layer, the tutorial's", "RMS, last axis"
@@ -188,6 +190,17 @@ def _no_traces_left():
     jax.clear_caches()
 
 
+@pytest.fixture
+def _composed(monkeypatch):
+    """The formula that is changed has to be the one that runs."""
+    monkeypatch.setenv("ANYNORM_KERNEL", "composed")
+    forced_by_environment.cache_clear()
+    yield
+    monkeypatch.undo()
+    forced_by_environment.cache_clear()
+
+
+@pytest.mark.usefixtures("_composed")
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_is_caught(name, monkeypatch):
     """On torch, where nothing is compiled, so that the change is sure to be what runs."""
@@ -200,6 +213,7 @@ def test_a_mutant_is_caught(name, monkeypatch):
         test("torch")
 
 
+@pytest.mark.usefixtures("_composed")
 @pytest.mark.parametrize(
     ("name", "framework"),
     [
@@ -227,6 +241,7 @@ def torch_tangent_without(term: str) -> Callable[..., Any]:
     )
 
 
+@pytest.mark.usefixtures("_composed")
 @pytest.mark.parametrize("term", ["mean", "scale"])
 def test_a_wrong_tangent_is_caught(term, monkeypatch):
     dot_product(*SENTENCES[0], masked=False)
@@ -234,3 +249,48 @@ def test_a_wrong_tangent_is_caught(term, monkeypatch):
     jax.clear_caches()
     with pytest.raises(AssertionError):
         dot_product(*SENTENCES[0], masked=False)
+
+
+def told(change: Callable[[Any], None]) -> Callable[..., Any]:
+    """The kernel, told of another problem."""
+
+    def wrong(problem: Any, *rest: Any) -> tuple[Any, ...]:
+        other = type(problem).from_buffer_copy(problem)
+        change(other)
+        return other, *rest
+
+    return wrong
+
+
+def set_to(name: str, value: Any) -> Callable[..., Any]:
+    return told(lambda problem: setattr(problem, name, value))
+
+
+def shorter(problem: Any) -> None:
+    problem.extents[1] -= 1
+
+
+# What is wrong, in which call, how its arguments are changed, and a case that sees it.
+KERNEL_MUTANTS: dict[str, tuple[str, Callable[..., Any], str]] = {
+    "offset left out": ("forward", lambda p, x, s, o, *rest: (p, x, s, None, *rest), TUTORIAL),
+    "scale left out": ("forward", lambda p, x, s, o, *rest: (p, x, None, o, *rest), GROUP),
+    "eps left out": ("forward", set_to("eps", 0.0), BATCH),
+    "mean not removed": ("forward", set_to("removes", 2), GROUP),
+    "affine per group": ("forward", set_to("affine", 4), GROUP),
+    "last row skipped": ("forward", told(shorter), TUTORIAL),
+    "no mean term in the gradient": ("backward", set_to("removes", 2), GROUP),
+    "no scale term in the gradient": ("backward", set_to("removes", 1), BATCH),
+    "no scale in the gradient": ("backward", lambda p, x, dy, s, *rest: (p, x, dy, None, *rest), LAST),
+    "gradients of scale and offset exchanged": ("backward", lambda *a: (*a[:6], a[7], a[6]), LAST),
+    "no gradient of x": ("backward", lambda p, x, dy, s, saved, dx, *rest: (p, dy, dy, s, saved, dx, *rest), RMS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KERNEL_MUTANTS)
+def test_a_mutant_of_the_cpu_kernel_is_caught(name, monkeypatch):
+    function, change, case = KERNEL_MUTANTS[name]
+    checked(case)("torch")
+    right = getattr(calls, function)
+    monkeypatch.setattr(calls, function, lambda *arguments: right(*change(*arguments)))
+    with pytest.raises(AssertionError):
+        checked(case)("torch")

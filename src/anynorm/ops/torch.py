@@ -117,7 +117,8 @@ class _Kernel(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Array, *_: Any) -> tuple[Array | None, ...]:
         x, scale, offset, saved = ctx.saved_tensors
-        if not torch.is_grad_enabled() and _unwrapped():
+        batched = torch._C._functorch.is_legacy_batchedtensor(dy)
+        if not torch.is_grad_enabled() and not batched and _unwrapped():
             return *kernels.backward(x, dy, scale, offset, saved, ctx.plan, ctx.eps), None, None
         return *torch_arrays.backward(x, dy, scale, offset, None, ctx.plan, ctx.eps), None, None
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..kernels import composed, torch_native
-from ..kernels.select import select
+from ..kernels.select import forced_by_environment, select
 from ..plan import Plan
 from ..plan import plan as make_plan
 from ..precision import STATISTICS, statistics_dtype
@@ -103,7 +103,9 @@ def plan_of(x: Array, spec: NormSpec) -> Plan:
 
 def choice(x: Array, mask: Array | None, spec: NormSpec, forced: str | None) -> tuple[Plan, str]:
     """The plan for x as it lies in memory, and the name of the kernel that computes it."""
-    return _choice(x.shape, x.stride(), x.dtype, x.device.type, spec, forced, mask is not None)
+    return _choice(
+        x.shape, x.stride(), x.dtype, x.device.type, spec, forced or forced_by_environment(), mask is not None
+    )
 
 
 @lru_cache(maxsize=8192)

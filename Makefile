@@ -10,7 +10,7 @@ CPU := src/anynorm/kernels/cpu
 export OMP_NUM_THREADS ?= 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test lint bench accuracy kernels wheel clean
+.PHONY: help demo test lint bench accuracy instructions kernels kernel-tests wheel clean
 
 help:
 	@echo "make demo      train the tutorial's model with each normalization; tables and pictures in demo-out/"
@@ -18,6 +18,8 @@ help:
 	@echo "make accuracy  errors of anynorm and its peers against float64"
 	@echo "make bench     speed of anynorm and its peers; chart and tables of the READMEs (12 minutes)"
 	@echo "make kernels   the CPU kernels, rebuilt as far as their sources changed; every target above does it"
+	@echo "make kernel-tests  the kernels' C++ tests alone, with and without sanitizers; make test runs them too"
+	@echo "make instructions  what the kernels cost, counted by valgrind"
 	@echo "make wheel     build the wheel into dist/"
 
 # pip leaves the kernels out here: it would compile all of them, in a place of its own, each time.
@@ -48,7 +50,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint $(KERNELS)
+kernel-tests: $(KERNELS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/kernels/run
+
+test: lint kernel-tests
 	KERAS_BACKEND=jax $(BIN)/pytest -q -n 2 tests/test_keras_*.py src/anynorm/keras
 	KERAS_BACKEND=torch $(BIN)/pytest -q -n 2 tests/test_keras_*.py src/anynorm/keras
 	KERAS_BACKEND=tensorflow $(BIN)/pytest -q -n 2
@@ -59,6 +64,9 @@ accuracy: $(KERNELS)
 bench: $(KERNELS)
 	$(BIN)/python benchmarks/speed.py $(ARGS)
 	$(if $(ARGS),,$(BIN)/python benchmarks/fit.py)
+
+instructions: $(KERNELS)
+	$(BIN)/python benchmarks/instructions.py
 
 wheel: $(STAMP)
 	@rm -f dist/anynorm-*.whl

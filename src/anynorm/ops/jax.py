@@ -1,73 +1,24 @@
-"""JAX arrays: one function with a rule for its derivative; forward and reverse mode, vmap and jit all work."""
+"""JAX arrays: primitives with rules for derivatives and batching, so that all of JAX's transformations work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from ..kernels import composed
+from ..kernels.select import select
 from ..plan import Plan
 from ..plan import plan as make_plan
-from ..precision import statistics_dtype
+from ..precision import STATISTICS, statistics_dtype
 from ..spec import NormSpec
+from . import jax_formula as composed
 from . import layout
-from .jax_linear import transposable
+from .jax_formula import Formula, Verbs
+from .jax_primitives import call, forward_p, moments_p
 
 Array = Any
-
-
-class Verbs:
-    """What the composed formula is made of."""
-
-    where, maximum, minimum, sqrt, clip = jnp.where, jnp.maximum, jnp.minimum, jnp.sqrt, jnp.clip
-    zeros_like, ones_like, broadcast_to = jnp.zeros_like, jnp.ones_like, jnp.broadcast_to
-    reshape, transpose = jnp.reshape, jnp.transpose
-    constant, all = staticmethod(lax.stop_gradient), staticmethod(jnp.all)
-
-    @staticmethod
-    def dtype(x: Array) -> str:
-        return str(x.dtype)
-
-    @staticmethod
-    def length(x: Array, d: int) -> Any:
-        return x.shape[d]
-
-    @staticmethod
-    def number(n: Any, dtype: str) -> Array:
-        return jnp.maximum(jnp.asarray(n, dtype), 1)
-
-    @staticmethod
-    def choose(quick_is_good: Array, quick: composed.Stats, mend: Callable[[], composed.Stats]) -> composed.Stats:
-        return lax.cond(quick_is_good, lambda: composed.filled(Verbs, quick), mend)
-
-    @staticmethod
-    def squares(d: Array) -> Array:
-        return d * d
-
-    @staticmethod
-    def multiply_add(x: Array, factor: Array, summand: Array) -> Array:
-        return x * factor + summand
-
-    @staticmethod
-    def view(x: Array, dtype: str) -> Array:
-        return lax.bitcast_convert_type(x, dtype)
-
-    @staticmethod
-    def sum(x: Array) -> Array:
-        return x.sum(axis=1)
-
-    @staticmethod
-    def amin(x: Array) -> Array:
-        return x.min(axis=1)
-
-    @staticmethod
-    def amax(x: Array) -> Array:
-        return x.max(axis=1)
 
 
 def is_traced() -> bool:
@@ -87,61 +38,36 @@ def convert(values: Any, like: Array) -> Array:
     return jnp.asarray(values)
 
 
-# Compiled even where the caller is not: in eager mode JAX would compile the branch in `statistics` anew at every call.
-@partial(jax.jit, static_argnames=("spec", "eps"))
+# Compiled even where the caller is not: in eager mode JAX would trace and compile each operation by itself.
+@partial(jax.jit, static_argnames=("spec", "eps", "kernel"))
 def normalize(
-    x: Array, scale: Array | None, offset: Array | None, mask: Array | None, spec: NormSpec, eps: float
+    x: Array,
+    scale: Array | None,
+    offset: Array | None,
+    mask: Array | None,
+    spec: NormSpec,
+    eps: float,
+    kernel: str | None = None,
 ) -> tuple[Array, Array, Array]:
     """y, mean and variance; the two statistics carry no gradient (`moments` does)."""
-    return _normalize(x, scale, offset, mask, make_plan(spec, shape(x)), eps)
+    plan, formula = _plan(x, mask, spec, eps, kernel)
+    scale, offset = _affine(x, scale, plan), _affine(x, offset, plan)
+    given = {"x": layout.to_runs(Verbs, x, plan), "scale": scale, "offset": offset, "mask": _mask(x, mask, plan)}
+    work = statistics_dtype(dtype(x))
+    y, mean, variance = call(forward_p, formula, given, {"y": x.dtype, "mean": work, "variance": work}).values()
+    return layout.from_runs(Verbs, y, x, plan), *_statistics(x, mean, variance, plan)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
-def _normalize(x: Array, scale: Array, offset: Array, mask: Array, plan: Plan, eps: float) -> tuple[Array, ...]:
-    runs, scale, offset, mask = _enter(x, scale, offset, mask, plan)
-    stats = composed.statistics(Verbs, runs, mask, plan, eps)
-    y = composed.forward(Verbs, runs, scale, offset, stats, plan, mask)
-    return layout.from_runs(Verbs, y, x, plan).astype(x.dtype), *_moments(x, stats, plan)
-
-
-@_normalize.defjvp
-def _normalize_jvp(plan: Plan, eps: float, primals: Any, tangents: Any) -> tuple[Any, Any]:
-    x, scale, offset, mask = primals
-    y, *moments = _normalize(x, scale, offset, mask, plan, eps)
-    runs, _, _, runs_mask = _enter(x, None, None, mask, plan)
-    stats = composed.statistics(Verbs, runs, runs_mask, plan, eps)
-    out = pushforward((x, scale, mask, stats), tangents[:3], plan)
-    return (y, *moments), (out, *(jnp.zeros_like(m) for m in moments))
-
-
-def _push(saved: Any, tangents: Any, plan: Plan) -> Array:
-    (x, scale, mask, stats), (t, t_scale, t_offset) = saved, tangents
-    runs, scale, _, mask = _enter(x, scale, None, mask, plan)
-    t, t_scale, t_offset, _ = _enter(t, t_scale, t_offset, None, plan)
-    out = composed.tangent(Verbs, runs, t, scale, t_scale, t_offset, mask, stats, plan)
-    return layout.from_runs(Verbs, out, x, plan).astype(x.dtype)
-
-
-def _pull(saved: Any, dy: Array, likes: Any, plan: Plan) -> Any:
-    x, scale, mask, stats = saved
-    runs, scale, _, mask = _enter(x, scale, None, mask, plan)
-    dy = layout.to_runs(Verbs, dy, plan).astype(runs.dtype)
-    dx, *small = composed.backward(Verbs, runs, dy, scale, mask, stats, plan)
-    dx = layout.from_runs(Verbs, dx, x, plan).astype(x.dtype)
-    return dx, *(
-        None if like is None else layout.small_from_runs(Verbs, s, plan.affine, like, plan).astype(like.dtype)
-        for s, like in zip(small, likes, strict=True)
-    )
-
-
-pushforward = transposable("anynorm_pushforward", _push, _pull)
-
-
-@partial(jax.jit, static_argnames="spec")
-def moments(x: Array, mask: Array | None, spec: NormSpec) -> tuple[Array, Array]:
-    plan = make_plan(spec, shape(x))
-    runs, _, _, mask = _enter(x, None, None, mask, plan)
-    return _moments(x, composed.statistics(Verbs, runs, mask, plan, 0.0), plan)
+@partial(jax.jit, static_argnames=("spec", "kernel"))
+def moments(x: Array, mask: Array | None, spec: NormSpec, kernel: str | None = None) -> tuple[Array, Array]:
+    plan, formula = _plan(x, mask, spec, 0.0, kernel)
+    given = {"x": layout.to_runs(Verbs, x, plan), "mask": _mask(x, mask, plan)}
+    work = statistics_dtype(dtype(x))
+    if formula.kernel == "composed":
+        out = composed.moments(formula, **given)
+    else:
+        out = call(moments_p, formula, given, {"mean": work, "variance": work})
+    return _statistics(x, out["mean"], out["variance"], plan)
 
 
 @partial(jax.jit, static_argnames=("spec", "eps"))
@@ -149,19 +75,34 @@ def apply(
     x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, spec: NormSpec, eps: float
 ) -> Array:
     """Normalize with mean and variance given from outside, over the sentence's kept axes."""
-    plan = make_plan(spec, shape(x))
-    runs, scale, offset, _ = _enter(x, scale, offset, None, plan)
+    plan, formula = _plan(x, None, spec, eps, "composed")
     mean, variance = (layout.small_to_runs(Verbs, s, plan.kept, plan, x, affine=False) for s in (mean, variance))
-    stats = composed.given(Verbs, mean.astype(runs.dtype), variance.astype(runs.dtype), eps)
-    return layout.from_runs(Verbs, composed.forward(Verbs, runs, scale, offset, stats, plan), x, plan).astype(x.dtype)
+    scale, offset = _affine(x, scale, plan), _affine(x, offset, plan)
+    # Not by a kernel: XLA makes this one loop together with what comes before and after, and is as fast alone.
+    y = composed.apply(formula, layout.to_runs(Verbs, x, plan), mean, variance, scale, offset)
+    return layout.from_runs(Verbs, y, x, plan)
 
 
-def _enter(x: Array, scale: Array | None, offset: Array | None, mask: Array | None, plan: Plan) -> list[Any]:
-    work = statistics_dtype(dtype(x))
-    smalls = [layout.small_to_runs(Verbs, s, plan.affine, plan, x, affine=True) for s in (scale, offset)]
-    mask = None if mask is None else layout.to_runs(Verbs, jnp.broadcast_to(mask, x.shape), plan)
-    return [layout.to_runs(Verbs, x, plan).astype(work), *(s if s is None else s.astype(work) for s in smalls), mask]
+def _plan(x: Array, mask: Array | None, spec: NormSpec, eps: float, kernel: str | None) -> tuple[Plan, Formula]:
+    plan = make_plan(spec, shape(x))
+    # While a program is traced its arrays have no device; the one to which JAX will give it is known.
+    device = jax.config.jax_default_device or jax.devices()[0]
+    platform = device if isinstance(device, str) else device.platform
+    chosen = select(plan, "jax", platform, dtype(x), kernel, mask is not None).kernel
+    return plan, Formula(plan.labels, plan.removes_mean, plan.removes_scale, eps, chosen)
 
 
-def _moments(x: Array, stats: composed.Stats, plan: Plan) -> tuple[Array, ...]:
-    return tuple(layout.statistic_from_runs(Verbs, s, x, plan) for s in (stats.mean(), stats.unscaled_variance()))
+def _affine(x: Array, values: Array | None, plan: Plan) -> Array | None:
+    """Scale or offset, shaped to broadcast against the runs."""
+    if values is not None and dtype(values) not in STATISTICS:
+        values = values.astype(statistics_dtype(dtype(x)))
+    return layout.small_to_runs(Verbs, values, plan.affine, plan, x, affine=True)
+
+
+def _mask(x: Array, mask: Array | None, plan: Plan) -> Array | None:
+    return None if mask is None else layout.to_runs(Verbs, jnp.broadcast_to(mask, x.shape), plan)
+
+
+def _statistics(x: Array, mean: Array, variance: Array, plan: Plan) -> tuple[Array, Array]:
+    mean, variance = (layout.statistic_from_runs(Verbs, s, x, plan) for s in (mean, variance))
+    return mean, variance

@@ -88,11 +88,15 @@ def _contender(call: Function, parameters: Any, x: Any, dy: Any) -> Contender:
         y, pull, more = jax.vjp(call, x, parameters, has_aux=True)
         return y, pull(dy), more
 
+    @jax.jit
+    def closed_over(x: Any, parameters: Any) -> list[Any]:
+        pull = jax.vjp(call, x, parameters, has_aux=True)[1]
+        return list({id(a): a for a in jax.tree.leaves(pull)}.values())
+
     def kept() -> int:
         """Bytes of what the pulled-back function closes over, but for what it was given, in whatever shape."""
-        pull = jax.vjp(call, x, parameters, has_aux=True)[1]
         given = [np.ravel(a) for a in (x, *jax.tree.leaves(parameters))]
-        arrays = {id(a): a for a in jax.tree.leaves(pull)}.values()
+        arrays = closed_over(x, parameters)
         return sum(a.nbytes for a in arrays if not any(np.array_equal(np.ravel(a), b) for b in given))
 
     forward, both = jax.jit(call), jax.jit(both)

@@ -130,7 +130,9 @@ def _goal(
 def _in_copies(row: Row, in_cache: bool, cache: int) -> bool:
     """Whether a row is about a tensor that fits the cache together with its copy, or not."""
     case = case_of(row)
-    both = usual(row) and row["mode"] == "torch" and row["pass"] == BOTH and not case.small
+    both = (
+        usual(row) and row["mode"] == "torch" and row["pass"] == BOTH and not case.small and row["dtype"] == "float32"
+    )
     return both and (2 * case.nbytes <= cache) == in_cache
 
 

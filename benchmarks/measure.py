@@ -111,8 +111,9 @@ def _tried(function: Callable[[], Any]) -> Any:
     try:
         return function()
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        return f"{type(error).__name__}: {first[:200]}"
+        # Keras says in the first line which layer, and in the next what is wrong.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return f"{type(error).__name__}: {' '.join(lines[:2])[:300]}"
 
 
 def _compared(

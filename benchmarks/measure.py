@@ -6,6 +6,7 @@ import gc
 import importlib
 import itertools
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -111,8 +112,9 @@ def _tried(function: Callable[[], Any]) -> Any:
     try:
         return function()
     except Exception as error:
-        # Keras says in the first line which layer, and in the next what is wrong.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # Keras says in the first line which layer, and in the next what is wrong, in bold.
+        plain = re.sub(r"\x1b\[\d*m", "", str(error))
+        lines = [line.strip() for line in plain.splitlines() if line.strip()]
         return f"{type(error).__name__}: {' '.join(lines[:2])[:300]}"
 
 

@@ -111,10 +111,16 @@ void use_large_pages(void* fresh, int64_t bytes) {
 #endif
 }
 
+// The one NaN for all of them: where it is rounded to bfloat16, a full lower half would carry into the exponent.
+template <class W>
+W one_nan(W value) {
+  return value == value ? value : W(NAN);
+}
+
 // n numbers of type `dtype` in the work type.
 template <class T, class W>
 void widen_all(const void* from, int64_t n, W* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = W(widen(static_cast<const T*>(from)[i]));
+  for (int64_t i = 0; i < n; ++i) to[i] = one_nan(W(widen(static_cast<const T*>(from)[i])));
 }
 template <class W>
 void to_work(const void* from, int dtype, int64_t n, W* to) {
@@ -137,7 +143,7 @@ struct Prepared {
   Denormals kept;
   Call call = {};
   std::unique_ptr<char[]> scale, offset;
-  bool wide, empty;
+  bool wide, brain, empty;
   int64_t bytes;
 
   int prepare(const anynorm_problem& p) {
@@ -145,6 +151,7 @@ struct Prepared {
     if (p.dtype < 0 || p.dtype > ANYNORM_BFLOAT16 || bytes < 0) return ANYNORM_UNSUPPORTED;
     if (!analyse(p, &call.geometry)) return ANYNORM_UNSUPPORTED;
     wide = p.dtype == ANYNORM_FLOAT64;
+    brain = p.dtype == ANYNORM_BFLOAT16;
     empty = bytes == 0;
     call.eps = p.eps;
     call.removes_mean = p.removes & ANYNORM_REMOVES_MEAN;
@@ -157,7 +164,7 @@ struct Prepared {
 
   bool take(const void* small, int dtype, std::unique_ptr<char[]>* own, const void** out) {
     *out = small;
-    if (small == nullptr || dtype == (wide ? ANYNORM_FLOAT64 : ANYNORM_FLOAT32)) return true;
+    if (small == nullptr || (!brain && dtype == (wide ? ANYNORM_FLOAT64 : ANYNORM_FLOAT32))) return true;
     const int64_t n = call.geometry.affine_size;
     own->reset(new (std::nothrow) char[size_t(n) * (wide ? 8 : 4)]);
     if (!*own) return false;
@@ -290,7 +297,7 @@ int anynorm_apply(const anynorm_problem* problem, const void* x, const void* mea
   };
   for (int64_t i = 0; i < groups; ++i) {
     const double v = at(variance, i) + problem->eps;
-    statistics[i] = {mean == nullptr ? 0.0 : at(mean, i), v == 0 ? 0.0 : 1 / sqrt(v)};
+    statistics[i] = {mean == nullptr ? 0.0 : one_nan(at(mean, i)), v == 0 ? 0.0 : one_nan(1 / sqrt(v))};
   }
   if (y != x) use_large_pages(y, p.bytes);
   call.x = x;

@@ -88,9 +88,9 @@ struct Convert<Brain, float> {
     return Vec<float>(__builtin_convertvector(bits, Words) << 16);
   }
   static inline void store(Brain* p, Vec<float> v) {
+    // To nearest, ties to even. A NaN stays one: none whose lower half is full gets here, as dispatch.cpp sees to.
     const Words bits = Words(v);
-    const Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    const Bits out = __builtin_convertvector(v != v ? (bits >> 16 | 0x40) : rounded, Bits);
+    const Bits out = __builtin_convertvector((bits + (0x7fff + (bits >> 16 & 1))) >> 16, Bits);
     memcpy(p, &out, sizeof out);
   }
 };

@@ -209,6 +209,19 @@ TEST(what_is_refused) {
   CHECK(anynorm_supported(&p), "kr has loops");
 }
 
+TEST(not_a_number_stays_so_whatever_its_digits) {
+  each_case([](const Case& c) {
+    Outputs out(c);  // all bits of `saved` and of `sums` are set, unlike in the NaN that arithmetic makes
+    const Array sums(ANYNORM_FLOAT64, 2 * c.groups), nothing;
+    Outputs good = run_all(c);
+    call_backward(c, c.x, c.dy, c.scale, out.saved, out.dx, nothing, nothing);
+    for (int64_t i = 0; i < c.elements; ++i) CHECK(isnan(out.dx[i]), "dx[%lld]: %s", (long long)i, c.text().c_str());
+    anynorm_backward_apply(&c.problem, c.x.data(), c.dy.data(), c.scale.data(), good.saved.doubles(), sums.doubles(),
+                           double(c.count), good.dx.data());
+    for (int64_t i = 0; i < c.elements; ++i) CHECK(isnan(good.dx[i]), "dx[%lld]: %s", (long long)i, c.text().c_str());
+  });
+}
+
 // The caller's processor flags hold for the caller only: some frameworks' threads take denormal numbers for 0.
 #if defined(__SSE2__)
 #include <xmmintrin.h>

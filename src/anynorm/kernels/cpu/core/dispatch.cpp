@@ -176,6 +176,21 @@ struct Prepared {
     return true;
   }
 
+  // Two numbers for each statistic, from the caller: a copy with the one NaN where bfloat16 needs it and any is NaN.
+  bool take_pairs(const double* pairs, std::unique_ptr<double[]>* own, const double** out) {
+    *out = pairs;
+    if (!brain || pairs == nullptr) return true;
+    const int64_t n = 2 * call.geometry.groups;
+    bool any = false;
+    for (int64_t i = 0; i < n; ++i) any |= pairs[i] != pairs[i];
+    if (!any) return true;
+    own->reset(new (std::nothrow) double[size_t(n)]);
+    if (!*own) return false;
+    for (int64_t i = 0; i < n; ++i) (*own)[i] = one_nan(pairs[i]);
+    *out = own->get();
+    return true;
+  }
+
   // A lone offset is given a scale of ones where each element has its own, since the loops go by scale.
   bool complete() {
     if (call.scale != nullptr || call.offset == nullptr) return true;
@@ -236,6 +251,10 @@ int run_backward(const anynorm_problem& problem, const void* x, const void* dy, 
     return ANYNORM_OK;
   }
   if (!p.take(scale, problem.scale_dtype, &p.scale, &call.scale)) return ANYNORM_NO_MEMORY;
+  std::unique_ptr<double[]> own_saved, own_sums;
+  const double* given_sums = sums;
+  if (!p.take_pairs(saved, &own_saved, &saved) || (sums_given && !p.take_pairs(sums, &own_sums, &given_sums)))
+    return ANYNORM_NO_MEMORY;
   std::unique_ptr<Sums[]> affine;
   if (dscale != nullptr || doffset != nullptr) {
     affine.reset(new (std::nothrow) Sums[size_t(n)]());
@@ -248,7 +267,7 @@ int run_backward(const anynorm_problem& problem, const void* x, const void* dy, 
   call.dx = dx;
   call.given = true;
   call.statistics = const_cast<Statistic*>(reinterpret_cast<const Statistic*>(saved));
-  call.sums = reinterpret_cast<Sums*>(sums);
+  call.sums = const_cast<Sums*>(reinterpret_cast<const Sums*>(given_sums));
   call.sums_given = sums_given;
   if (count > 0) call.divisor = count;
   if (const int failure = loops().backward[problem.dtype](call)) return failure;

@@ -58,7 +58,7 @@ TEST(lengths_around_vectors_blocks_and_tiles) {
   if (kThreadSanitizer) return;  // threads.cpp goes the same ways
   static const int64_t lengths[] = {1,  2,  3,   7,   8,   9,   15,  16,  17,  31,  32,   33,   63,   64,  65,
                                     66, 127, 128, 129, 130, 255, 257, 511, 513, 1031, 4095, 4096, 4097, 8193};
-  const int64_t draws = kSanitized ? 4 : 16, most = kSanitized ? 20000 : 60000;
+  const int64_t draws = kSanitized ? 4 : 10, most = kSanitized ? 20000 : 60000;
   Random random(5);
   uint64_t seed = 0;
   for (size_t runs = 1; runs <= 3; ++runs)

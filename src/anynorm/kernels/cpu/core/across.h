@@ -44,19 +44,22 @@ void sum_across(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre
     const Vec<A> zero = {};
     const auto of = [&](const A* column) { return all ? load<A>(column + i) : load_part<A>(column + i, m, zero); };
     const Vec<A> mean = of(c.mean), rstd = of(c.rstd), rest = of(c.rest);
-    Vec<A> p = {}, q = {};
-    for (int r = 0; r < R; ++r) {
-      const int64_t at = r * stride + i;
-      const Vec<A> g = all ? load<A>(dy + at) : load_part<A>(dy + at, m, zero);
-      const Vec<A> v = all ? load<A>(x + at) : load_part<A>(x + at, m, mean);
-      const Vec<A> g_h = g * ((v - mean) * rstd + rest);
-      row_plain[r] += g;
-      row_with_h[r] += g_h;
-      p += g * scale[r];
-      q += g_h * scale[r];
+    Vec<A> p = of(plain), q = of(with_h);
+    for (int pair = 0; pair < R; pair += 2) {
+      Vec<A> of_g = {}, of_g_h = {};
+      for (int r = pair; r < R && r < pair + 2; ++r) {
+        const int64_t at = r * stride + i;
+        const Vec<A> g = all ? load<A>(dy + at) : load_part<A>(dy + at, m, zero);
+        const Vec<A> v = all ? load<A>(x + at) : load_part<A>(x + at, m, mean);
+        const Vec<A> g_h = g * ((v - mean) * rstd + rest);
+        row_plain[r] += g;
+        row_with_h[r] += g_h;
+        of_g += g * scale[r];
+        of_g_h += g_h * scale[r];
+      }
+      p += of_g;
+      q += of_g_h;
     }
-    p += of(plain);
-    q += of(with_h);
     if (all)
       store<A>(plain + i, p), store<A>(with_h + i, q);
     else
@@ -104,27 +107,30 @@ struct Across {
   int64_t at(int64_t unit) const { return g.outer.at(unit / tiles).x + unit % tiles * tile; }
   int64_t group(int64_t unit) const { return g.outer.at(unit / tiles).group + unit % tiles * tile; }
 
-  template <int R>
-  struct Many {
-    static constexpr int value = R;
-  };
   // work(row, how many from there on, their scales, their offsets) for all rows.
   template <class A, class F>
   void over_rows(bool backwards, const F& work) const {
     const W *scale = static_cast<const W*>(call.scale), *offset = static_cast<const W*>(call.offset);
-    A by[kAtOnce], more[kAtOnce];
-    const auto small = [&](int64_t row, int r) {
-      by[r] = scale == nullptr ? A(1) : A(scale[row + r]);
-      more[r] = offset == nullptr ? A(0) : A(offset[row + r]);
+    const bool four = this->four();
+    // Backwards, the rows that are left over come first, and the others in the same parts from the last on.
+    const int64_t first = backwards ? g.rows % (four ? 4 : 2) : 0;
+    const auto pass = [&](int64_t row, auto many) {
+      constexpr int R = decltype(many)::value;
+      A by[R], more[R];
+      for (int r = 0; r < R; ++r) {
+        by[r] = scale == nullptr ? A(1) : A(scale[row + r]);
+        more[r] = offset == nullptr ? A(0) : A(offset[row + r]);
+      }
+      work(row, many, by, more);
     };
-    const int64_t whole = g.rows / kAtOnce;
-    for (int64_t i = 0; i < whole; ++i) {
-      const int64_t row = (backwards ? whole - 1 - i : i) * kAtOnce;
-      for (int r = 0; r < kAtOnce; ++r) small(row, r);
-      work(row, Many<kAtOnce>(), by, more);
-    }
-    for (int64_t row = whole * kAtOnce; row < g.rows; ++row) small(row, 0), work(row, Many<1>(), by, more);
+    if (!backwards) return in_turn(g.rows, four, pass);
+    in_turn(g.rows - first, four, [&](int64_t row, auto many) {
+      pass(g.rows - row - decltype(many)::value, many);
+    });
+    in_turn(first, false, pass);
   }
+  // Rows are far apart here, and four streams do no harm.
+  static constexpr bool four() { return true; }
   bool any_wide(const Statistic* s, int64_t n) const {
     for (int64_t i = 0; i < n; ++i)
       if (is_wide<T>(s[i])) return true;
@@ -136,7 +142,7 @@ struct Across {
     bool far = false;
     for (int64_t row = 0; row < g.rows; row += kRowsSummed) {
       const T* x = static_cast<const T*>(call.x) + at(unit) + row * g.columns.size;
-      const Block<T> b = {x, least(kRowsSummed, g.rows - row), n(unit), g.columns.size};
+      const Block<T> b = {x, least(kRowsSummed, g.rows - row), n(unit), g.columns.size, four()};
       double *into_mean = row == 0 ? mean : other, *into_m2 = row == 0 ? m2 : other + b.n;
       far |= call.removes_mean ? block_columns<A, true, Scaled>(b, factor, scratch, into_mean, into_m2)
                                : block_columns<A, false, Scaled>(b, factor, scratch, into_mean, into_m2);
@@ -145,11 +151,32 @@ struct Across {
     return far;
   }
 
+  // Where every column's moments are good, which they nearly always are, all of them at once in vectors.
+  bool settle_at_once(int64_t unit, const double* mean, const double* m2, Statistic* out) const {
+    const int64_t columns = n(unit);
+    const double share = 1 / double(g.rows), eps = call.eps;
+    const double low = call.removes_scale && eps == 0 ? 0x1p-80 : -1, high = kHigh;
+    if (kIsDouble<T> || (eps > 0 && eps < kLow)) return false;
+    int bad = 0;
+    for (int64_t i = 0; i < columns; ++i) bad |= !(m2[i] * share >= low) | !(m2[i] * share <= high);
+    if (bad) return false;
+    for (int64_t i = 0; i < columns; ++i)
+      out[i] = {mean[i], call.removes_scale ? 1 / __builtin_sqrt(m2[i] * share + eps) : 1};
+    const int64_t first = group(unit);
+    if (call.statistics != nullptr) memcpy(static_cast<void*>(call.statistics + first), out, size_t(columns) * sizeof *out);
+    if (call.mean != nullptr)
+      for (int64_t i = 0; i < columns; ++i) static_cast<W*>(call.mean)[first + i] = W(mean[i]);
+    if (call.variance != nullptr)
+      for (int64_t i = 0; i < columns; ++i) static_cast<W*>(call.variance)[first + i] = W(m2[i] * share);
+    return true;
+  }
+
   // `room`: 7 * n doubles.
   int statistics(int64_t unit, double* room, Statistic* out) const {
     const int64_t columns = n(unit);
     double *mean = room, *m2 = room + columns;
     const bool far = moments<W, false>(unit, 1, reinterpret_cast<W*>(room + 4 * columns), mean, m2, room + 2 * columns);
+    if (!far && settle_at_once(unit, mean, m2, out)) return 0;
     double done = 0;
     int failure = 0;
     double* again = nullptr;

@@ -2,14 +2,30 @@
 
 // Rows whose sums are taken in the array's own precision before doubles take over.
 constexpr int64_t kRowsSummed = 128;
-// Rows that pass through the arithmetic together, so that what belongs to a column is loaded once for all of them.
-constexpr int kAtOnce = kVectorBytes == 64 ? 4 : 2;
+// Rows pass through the arithmetic four at once, so that what belongs to a column is loaded once for all of them, or two
+// at once: out of memory four streams come at two thirds of the speed. Sums are of pairs in either case, so that the
+// choice, which looks at the whole array, is not seen in the result of a part of it.
+
+// work(row, R) for all rows: R is 4 where `four` says so, then 2, then 1.
+template <int R>
+struct Rows {
+  static constexpr int value = R;
+};
+template <class F>
+inline void in_turn(int64_t rows, bool four, const F& work) {
+  int64_t row = 0;
+  if (four)
+    for (; row + 4 <= rows; row += 4) work(row, Rows<4>());
+  for (; row + 2 <= rows; row += 2) work(row, Rows<2>());
+  if (row < rows) work(row, Rows<1>());
+}
 
 // A part of a matrix: `n` columns of `rows` rows that are `stride` elements apart.
 template <class T>
 struct Block {
   const T* x;
   int64_t rows, n, stride;
+  bool four;
 };
 
 // Sums over rows of x - shift and its square; the loops run along memory and keep their sums in L1.
@@ -20,30 +36,38 @@ inline void add_rows(const T* x, int64_t n, int64_t stride, A factor, const A* s
   int64_t i = 0;
   for (; i + L <= n; i += L) {
     const Vec<A> about = Centred ? load<A>(shift + i) : zero;
-    const Vec<A> s = Centred ? load<A>(sum + i) : zero, q = load<A>(square + i);
-    // First among themselves: the fewer numbers are added to one, the less is rounded away.
-    Vec<A> here = {}, squares = {};
-    for (int r = 0; r < R; ++r) {
-      Vec<A> v = scaled<A, Scaled>(x + r * stride + i, factor);
-      if (Centred) v -= about, here += v;
-      squares += v * v;
+    Vec<A> s = Centred ? load<A>(sum + i) : zero, q = load<A>(square + i);
+    for (int pair = 0; pair < R; pair += 2) {
+      // First among themselves: the fewer numbers are added to one, the less is rounded away.
+      Vec<A> here = {}, squares = {};
+      for (int r = pair; r < R && r < pair + 2; ++r) {
+        Vec<A> v = scaled<A, Scaled>(x + r * stride + i, factor);
+        if (Centred) v -= about, here += v;
+        squares += v * v;
+      }
+      if (Centred) s += here;
+      q += squares;
     }
-    if (Centred) store<A>(sum + i, Vec<A>(s + here));
-    store<A>(square + i, Vec<A>(q + squares));
+    if (Centred) store<A>(sum + i, s);
+    store<A>(square + i, q);
   }
   if (i == n) return;
   const int64_t m = n - i;
   const Vec<A> about = Centred ? load_part<A>(shift + i, m, zero) : zero;
-  const Vec<A> s = Centred ? load_part<A>(sum + i, m, zero) : zero, q = load_part<A>(square + i, m, zero);
-  Vec<A> here = {}, squares = {};
-  for (int r = 0; r < R; ++r) {
-    Vec<A> v = load_part<A>(x + r * stride + i, m, zero);
-    if (Scaled) v *= factor;
-    if (Centred) v -= about, here += v;
-    squares += v * v;
+  Vec<A> s = Centred ? load_part<A>(sum + i, m, zero) : zero, q = load_part<A>(square + i, m, zero);
+  for (int pair = 0; pair < R; pair += 2) {
+    Vec<A> here = {}, squares = {};
+    for (int r = pair; r < R && r < pair + 2; ++r) {
+      Vec<A> v = load_part<A>(x + r * stride + i, m, zero);
+      if (Scaled) v *= factor;
+      if (Centred) v -= about, here += v;
+      squares += v * v;
+    }
+    if (Centred) s += here;
+    q += squares;
   }
-  if (Centred) store_part<A>(sum + i, m, Vec<A>(s + here));
-  store_part<A>(square + i, m, Vec<A>(q + squares));
+  if (Centred) store_part<A>(sum + i, m, s);
+  store_part<A>(square + i, m, q);
 }
 
 // Mean and second moment of each column of one block of at most kRowsSummed rows.
@@ -72,11 +96,9 @@ bool block_columns(const Block<T>& b, double by, A* scratch, double* mean, doubl
     for (; i < b.n; ++i)
       shift[i] = total([&](int64_t r) { return A(widen(b.x[r * step + i])) * (Scaled ? factor : A(1)); }) * share;
   }
-  int64_t row = 0;
-  for (; row + kAtOnce <= b.rows; row += kAtOnce)
-    add_rows<A, Centred, Scaled, kAtOnce>(b.x + row * b.stride, b.n, b.stride, factor, shift, sum, square);
-  for (; row < b.rows; ++row)
-    add_rows<A, Centred, Scaled, 1>(b.x + row * b.stride, b.n, b.stride, factor, shift, sum, square);
+  in_turn(b.rows, b.four, [&](int64_t row, auto many) {
+    add_rows<A, Centred, Scaled, decltype(many)::value>(b.x + row * b.stride, b.n, b.stride, factor, shift, sum, square);
+  });
   const double n = double(b.rows), share = 1 / n;
   if (!Centred) {
     for (int64_t i = 0; i < b.n; ++i) mean[i] = 0, m2[i] = double(square[i]);
@@ -128,10 +150,9 @@ inline void apply_some_rows(const T* x, T* y, int64_t n, int64_t stride, ColumnL
 
 template <class A, class T>
 void apply_columns(const Block<T>& b, T* y, ColumnLine<A> c) {
-  int64_t row = 0;
-  for (; row + kAtOnce <= b.rows; row += kAtOnce)
-    apply_some_rows<A, kAtOnce>(b.x + row * b.stride, y + row * b.stride, b.n, b.stride, c);
-  for (; row < b.rows; ++row) apply_some_rows<A, 1>(b.x + row * b.stride, y + row * b.stride, b.n, b.stride, c);
+  in_turn(b.rows, b.four, [&](int64_t row, auto many) {
+    apply_some_rows<A, decltype(many)::value>(b.x + row * b.stride, y + row * b.stride, b.n, b.stride, c);
+  });
 }
 
 // h = (x - mean) * rstd + rest, column by column.
@@ -146,36 +167,43 @@ inline void sum_some_rows(const T* x, const T* dy, int64_t n, int64_t stride, Co
   int64_t i = 0;
   for (; i + L <= n; i += L) {
     const Vec<A> mean = load<A>(c.mean + i), rstd = load<A>(c.rstd + i), rest = load<A>(c.rest + i);
-    Vec<A> p = {}, q = {};
-    for (int r = 0; r < R; ++r) {
-      const Vec<A> g = load<A>(dy + r * stride + i);
-      p += g;
-      q += g * ((load<A>(x + r * stride + i) - mean) * rstd + rest);
+    Vec<A> all_plain = load<A>(plain + i), all_with_h = load<A>(with_h + i);
+    for (int pair = 0; pair < R; pair += 2) {
+      Vec<A> p = {}, q = {};
+      for (int r = pair; r < R && r < pair + 2; ++r) {
+        const Vec<A> g = load<A>(dy + r * stride + i);
+        p += g;
+        q += g * ((load<A>(x + r * stride + i) - mean) * rstd + rest);
+      }
+      all_plain += p;
+      all_with_h += q;
     }
-    store<A>(plain + i, Vec<A>(load<A>(plain + i) + p)), store<A>(with_h + i, Vec<A>(load<A>(with_h + i) + q));
+    store<A>(plain + i, all_plain), store<A>(with_h + i, all_with_h);
   }
   if (i == n) return;
   const int64_t m = n - i;
   const Vec<A> zero = {}, mean = load_part<A>(c.mean + i, m, zero), rstd = load_part<A>(c.rstd + i, m, zero),
                rest = load_part<A>(c.rest + i, m, zero);
-  Vec<A> p = {}, q = {};
-  for (int r = 0; r < R; ++r) {
-    const Vec<A> g = load_part<A>(dy + r * stride + i, m, zero);
-    p += g;
-    q += g * ((load_part<A>(x + r * stride + i, m, mean) - mean) * rstd + rest);
+  Vec<A> all_plain = load_part<A>(plain + i, m, zero), all_with_h = load_part<A>(with_h + i, m, zero);
+  for (int pair = 0; pair < R; pair += 2) {
+    Vec<A> p = {}, q = {};
+    for (int r = pair; r < R && r < pair + 2; ++r) {
+      const Vec<A> g = load_part<A>(dy + r * stride + i, m, zero);
+      p += g;
+      q += g * ((load_part<A>(x + r * stride + i, m, mean) - mean) * rstd + rest);
+    }
+    all_plain += p;
+    all_with_h += q;
   }
-  store_part<A>(plain + i, m, Vec<A>(load_part<A>(plain + i, m, zero) + p));
-  store_part<A>(with_h + i, m, Vec<A>(load_part<A>(with_h + i, m, zero) + q));
+  store_part<A>(plain + i, m, all_plain), store_part<A>(with_h + i, m, all_with_h);
 }
 
 // Sums over the rows of dy and dy * h, added to `plain` and `with_h`.
 template <class A, class T>
 void sum_columns(const Block<T>& b, const T* dy, ColumnCentre<A> c, A* plain, A* with_h) {
-  int64_t row = 0;
-  for (; row + kAtOnce <= b.rows; row += kAtOnce)
-    sum_some_rows<A, kAtOnce>(b.x + row * b.stride, dy + row * b.stride, b.n, b.stride, c, plain, with_h);
-  for (; row < b.rows; ++row)
-    sum_some_rows<A, 1>(b.x + row * b.stride, dy + row * b.stride, b.n, b.stride, c, plain, with_h);
+  in_turn(b.rows, b.four, [&](int64_t row, auto many) {
+    sum_some_rows<A, decltype(many)::value>(b.x + row * b.stride, dy + row * b.stride, b.n, b.stride, c, plain, with_h);
+  });
 }
 
 // dx = dy * factor + h * slope + level
@@ -210,13 +238,8 @@ inline void project_some_rows(const T* x, const T* dy, T* dx, int64_t n, int64_t
 
 template <class A, class T>
 void project_columns(const Block<T>& b, const T* dy, T* dx, ColumnCentre<A> c, ColumnProjection<A> p) {
-  int64_t row = 0;
-  for (; row + kAtOnce <= b.rows; row += kAtOnce) {
+  in_turn(b.rows, b.four, [&](int64_t row, auto many) {
     const int64_t at = row * b.stride;
-    project_some_rows<A, kAtOnce>(b.x + at, dy + at, dx + at, b.n, b.stride, c, p);
-  }
-  for (; row < b.rows; ++row) {
-    const int64_t at = row * b.stride;
-    project_some_rows<A, 1>(b.x + at, dy + at, dx + at, b.n, b.stride, c, p);
-  }
+    project_some_rows<A, decltype(many)::value>(b.x + at, dy + at, dx + at, b.n, b.stride, c, p);
+  });
 }

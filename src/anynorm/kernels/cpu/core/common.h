@@ -13,6 +13,9 @@ using Work = typename WorkOf<T>::Type;
 template <class T>
 constexpr bool kIsDouble = sizeof(T) == 8;
 
+// Bytes of an array up to which it is taken to come out of a cache.
+constexpr int64_t kInCache = int64_t(4) << 20;
+
 // Bytes below which another thread costs more than it saves.
 constexpr int64_t kGrain = 64 * 1024;
 
@@ -54,8 +57,14 @@ int each(const Call& call, int64_t n, const F& work) {
 // How many of n equal pieces of work one task takes, so that it is worth a thread.
 inline int64_t grain(int64_t bytes_each) { return most(1, kGrain / most(1, bytes_each)); }
 
+// Most walks have no run or one, and a division costs as much as a vector's arithmetic.
 inline int64_t offset(const Walk& walk, int64_t i) {
   return walk.rank == 0 ? 0 : walk.rank == 1 ? i * walk.x[0] : walk.at(i).x;
+}
+inline Walk::Place place_at(const Walk& walk, int64_t i) {
+  if (walk.rank == 0) return {0, 0, 0};
+  if (walk.rank == 1) return {i * walk.x[0], i * walk.affine[0], i * walk.group[0]};
+  return walk.at(i);
 }
 
 // --- statistics -----------------------------------------------------------------------------------------------------
@@ -153,7 +162,7 @@ struct Centre {
   A mean, rstd, rest;
   Centre() {}
   explicit Centre(const Statistic& s)
-      : mean(A(s.mean)), rstd(A(s.rstd)), rest(mean - mean == 0 ? A((double(mean) - s.mean) * s.rstd) : A(0)) {}
+      : mean(A(s.mean)), rstd(A(s.rstd)), rest(A((mean - mean == 0 ? double(mean) - s.mean : 0) * s.rstd)) {}
 };
 
 // dx = dy * (rstd * scale) + h * slope + level

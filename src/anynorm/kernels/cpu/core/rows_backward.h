@@ -61,10 +61,10 @@ struct Strip {
   int64_t x, affine, length;  // affine: within the piece
   int64_t piece;
   Strip(const Geometry& g, const Strips& strips, int64_t i) {
-    const int64_t begin = i % strips.channel * kStrip;
-    i /= strips.channel;
-    affine = i % g.c;
-    piece = i / g.c;
+    const int64_t begin = strips.channel == 1 ? 0 : i % strips.channel * kStrip;
+    if (strips.channel > 1) i /= strips.channel;
+    affine = g.c == 1 ? 0 : i % g.c;
+    piece = g.c == 1 ? i : i / g.c;
     x = offset(g.pieces, piece) + affine * g.s + begin;
     length = least(kStrip, g.s - begin);
   }
@@ -107,7 +107,7 @@ int backward_stretches(const Call& call) {
   if (wants_affine) affine.clear(g.groups * places);
 
   const auto scale_at = [&](const Walk::Place& at, const Strip& strip) {
-    return scale == nullptr ? 1.0 : double(scale[at.affine + g.pieces.at(strip.piece).affine + strip.affine]);
+    return scale == nullptr ? 1.0 : double(scale[at.affine + place_at(g.pieces, strip.piece).affine + strip.affine]);
   };
   const auto collect = [&](int64_t group, const Walk::Place& at, const Strip& strip, const Sums& sums) {
     const double by = scale_at(at, strip);

@@ -79,13 +79,13 @@ void backward_elements_at(const Call& call, int64_t group, const Work<T>* scale,
   Sums sums[R] = {};
   RowsAtOnce<T, A, R> rows;
   for (int r = 0; r < R; ++r) {
-    at[r] = g.outer.at(group + r);
+    at[r] = place_at(g.outer, group + r);
     statistic[r] = call.statistics[group + r];
     rows.k[r] = Centre<A>(statistic[r]);
     if (call.sums_given) sums[r] = call.sums[group + r];
   }
   const auto piece = [&](int64_t i) {
-    const Walk::Place in = g.pieces.at(i);
+    const Walk::Place in = place_at(g.pieces, i);
     for (int r = 0; r < R; ++r) {
       rows.x[r] = static_cast<const T*>(call.x) + at[r].x + in.x;
       rows.dy[r] = static_cast<const T*>(call.dy) + at[r].x + in.x;

@@ -172,8 +172,7 @@ void apply_rows(const Call& call, const T* x, T* y, const Work<T>* scale, const 
 template <class T>
 void apply_group(const Call& call, const Walk::Place& at, const Statistic& statistic, int64_t piece, int64_t begin,
                  int64_t end) {
-  const Walk& pieces = call.geometry.pieces;
-  const Walk::Place in = pieces.rank == 0 ? Walk::Place{0, 0, 0} : pieces.at(piece);
+  const Walk::Place in = place_at(call.geometry.pieces, piece);
   const Work<T>* scale = static_cast<const Work<T>*>(call.scale);
   const Work<T>* offset = static_cast<const Work<T>*>(call.offset);
   if (scale != nullptr) scale += at.affine + in.affine;
@@ -225,7 +224,7 @@ inline void short_moments(const T* const* x, int64_t n, Moments* out) {
 
 // Rows up to which four at once are read, and arrays up to which two of any length are: out of memory, rows of a page
 // and more come at two thirds of the speed when two are read at once.
-constexpr int64_t kFewBytes = 1024, kInCache = int64_t(4) << 20;
+constexpr int64_t kFewBytes = 1024;
 
 template <class T, int R>
 inline void short_rows(const Call& call, const Blocks& b, int64_t group) {
@@ -234,8 +233,7 @@ inline void short_rows(const Call& call, const Blocks& b, int64_t group) {
   const T* x[R];
   Moments m[R];
   for (int r = 0; r < R; ++r) {
-    at[r] = g.outer.rank == 1 ? Walk::Place{(group + r) * g.outer.x[0], (group + r) * g.outer.affine[0], 0}
-                              : g.outer.at(group + r);
+    at[r] = place_at(g.outer, group + r);
     x[r] = static_cast<const T*>(call.x) + at[r].x;
   }
   if (call.removes_mean)

@@ -10,6 +10,7 @@ struct Slabs {
   const Call& call;
   const Geometry& g;
   int64_t width, tile, tiles, units, repeat = 1, rows, rest = 0, per_piece, chunks;
+  bool four;  // rows at once, or two
   Buffer<int64_t> group_of, affine_of;  // of each column, within the slab
 
   explicit Slabs(const Call& c)
@@ -29,6 +30,7 @@ struct Slabs {
     rest = g.rows % repeat * width;
     per_piece = (rows + kRowsSummed - 1) / kRowsSummed;
     chunks = g.pieces.size * per_piece;
+    four = g.groups * g.count * int64_t(sizeof(T)) <= kInCache;
   }
 
   bool failed() const { return group_of.failed() || affine_of.failed(); }
@@ -65,8 +67,8 @@ struct Slabs {
     const bool is_rest = j >= chunks;
     const int64_t piece = is_rest ? j - chunks : j / per_piece, row = is_rest ? rows : j % per_piece * kRowsSummed;
     const T* x = array + place(unit).x + first_column(unit) + offset(g.pieces, piece) + row * stride;
-    if (is_rest) return {x, 1, rest, stride};
-    return {x, least(kRowsSummed, rows - row), n(unit), stride};
+    if (is_rest) return {x, 1, rest, stride, false};
+    return {x, least(kRowsSummed, rows - row), n(unit), stride, four};
   }
   int64_t blocks() const { return chunks + (rest > 0 ? g.pieces.size : 0); }
 

@@ -21,7 +21,7 @@ void call_forward(const Case& c, const Array& x, const Array& scale, const Array
 void call_backward(const Case& c, const Array& x, const Array& dy, const Array& scale, const Array& saved,
                    const Array& dx, const Array& dscale, const Array& doffset);
 
-// |actual - wanted| <= rounding of the result + 64 roundings of the work type at `size`.
+// |actual - wanted| <= rounding of the result + some roundings of the work type at `size`.
 void near(const Case& c, const char* what, const Array& actual, const Numbers& wanted, const Numbers& size);
 
 // Every function of the header on every instruction set, with or without scale and offset, against the oracle.

@@ -24,6 +24,13 @@ VARIABLE = "ANYNORM_KERNEL"
 # The library by which each framework reaches the kernels in cpu/.
 _DOORS = {"numpy": "cpu", "torch": "cpu", "jax": "jax", "tensorflow": "tensorflow"}
 
+# What who saves a program with a kernel in it has to know.
+_NOTES = {
+    "jax": f"; jax.export refuses them, and takes what {VARIABLE}=composed gives",
+    "tensorflow": "; a SavedModel with them loads after anynorm.kernels.cpu.tensorflow.register(), and one exported "
+    f"under {VARIABLE}=composed anywhere",
+}
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -78,7 +85,8 @@ def _select(plan: Plan, framework: str, device: str, dtype: str, forced: str | N
         )
     able = [name for name, reason in why_not.items() if not reason and forced in (None, name)]
     if "cpu" in able:
-        return Choice("cpu", f"anynorm's own loops for CPUs, statistics in {statistics} and double")
+        note = _NOTES.get(framework, "")
+        return Choice("cpu", f"anynorm's own loops for CPUs, statistics in {statistics} and double{note}")
     if "native" in able:
         return Choice(
             "native",

@@ -16,6 +16,8 @@ from .torch_arrays import Verbs
 
 Array = Any
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter, type(None))
+
 
 def is_traced() -> bool:
     """Whether torch.compile is reading this very Python code."""
@@ -55,8 +57,7 @@ def normalize(
     if is_traced():
         return normalize_traced(x, scale, offset, mask, spec.encode(), eps, kernel)
     plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
-    # The transforms of torch.func wrap tensors, which then have no memory of their own: those are computed composed.
-    if chosen == "cpu" and _unwrapped():
+    if chosen == "cpu" and _plain(x, scale, offset):
         if _wants(x, scale, offset):
             y, mean, variance = _Kernel.apply(x, scale, offset, plan, eps)
         else:
@@ -80,15 +81,15 @@ def normalize_into(
     if _wants(x, scale, offset, out):
         raise ValueError("what is written into out= has no gradient: call it under torch.no_grad()")
     plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
-    if chosen == "cpu" and _unwrapped() and kernels.can_write(out, x, plan):
+    if chosen == "cpu" and _plain(x, scale, offset, out) and kernels.can_write(out, x, plan):
         kernels.forward(x, scale, offset, plan, eps, out)
         return out
     return out.copy_(normalize(x, scale, offset, mask, spec, eps, kernel)[0])
 
 
-def _unwrapped() -> bool:
-    """Whether no transform of torch.func is at work."""
-    return torch._C._functorch.peek_interpreter_stack() is None
+def _plain(*arrays: Array | None) -> bool:
+    """Whether all have memory of their own: not the tensors of torch.func's transforms, of tracers and the like."""
+    return torch._C._functorch.peek_interpreter_stack() is None and all(type(a) in _PLAIN for a in arrays)
 
 
 def _wants(*arrays: Array | None) -> bool:
@@ -118,7 +119,7 @@ class _Kernel(torch.autograd.Function):
     def backward(ctx: Any, dy: Array, *_: Any) -> tuple[Array | None, ...]:
         x, scale, offset, saved = ctx.saved_tensors
         batched = torch._C._functorch.is_legacy_batchedtensor(dy)
-        if not torch.is_grad_enabled() and not batched and _unwrapped():
+        if not torch.is_grad_enabled() and not batched and _plain(x, dy):
             return *kernels.backward(x, dy, scale, offset, saved, ctx.plan, ctx.eps), None, None
         return *torch_arrays.backward(x, dy, scale, offset, None, ctx.plan, ctx.eps), None, None
 
@@ -176,7 +177,7 @@ def moments(x: Array, mask: Array | None, spec: NormSpec, kernel: str | None = N
         return moments_traced(x, mask, spec.encode(), kernel)
     plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
     # Their derivative is composed, so that where one may be asked for the whole is.
-    if chosen != "cpu" or _wants(x) or not _unwrapped():
+    if chosen != "cpu" or _wants(x) or not _plain(x):
         return torch_arrays.moments(x, mask, plan)
     return torch_arrays.kept_from_runs(x, *kernels.moments(x, plan), plan)
 
@@ -190,7 +191,7 @@ def apply(
     """Normalize with mean and variance given from outside, over the sentence's kept axes."""
     plan, chosen = torch_arrays.choice(x, None, spec, None)
     given = (x, mean, variance, scale, offset)
-    if chosen == "cpu" and not is_traced() and not _wants(*given) and _unwrapped():
+    if chosen == "cpu" and not is_traced() and not _wants(*given) and _plain(*given):
         return kernels.apply(*given, plan, eps)
     runs, scale, offset, _ = torch_arrays.enter(x, scale, offset, None, plan)
     mean, variance = (torch_arrays.kept_to_runs(s, x, plan) for s in (mean, variance))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -77,8 +78,6 @@ class Run:
 
 
 def sized(case: Case, large: bool) -> Case:
-    from dataclasses import replace
-
     if not large:
         return case
     if case.name not in LARGE:
@@ -151,6 +150,28 @@ def test_any_number_of_threads_gives_the_same_bits(case: Case, isa: str) -> None
         other = Run(case, x, dy, scale, offset, threads=threads)
         for name in ("y", "mean", "variance", "saved", "dx", "dscale", "doffset"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), name)
+
+
+# A sample is the first axis; where statistics go over it, there are no samples.
+ALONE = [
+    case for case in CASES if not case.spec.pattern.expand(len(case.shape)).dims[0][0].shared and len(case.shape) > 1
+]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("case", ALONE, ids=lambda c: c.name)
+def test_a_sample_alone_gives_the_same_bits_as_in_a_batch(case: Case, dtype: str, isa: str) -> None:
+    case = sized(case, case.name in LARGE)
+    x, dy, scale, offset = arrays(case, dtype, mean=3.0)
+    whole = Run(case, x, dy, scale, offset)
+    for i in range(min(3, len(x))):
+        part = slice(i, None, len(x))  # keeps the axis
+        one = replace(case, shape=(1, *case.shape[1:]))
+        if scale is not None and case.plan.affine.shape != one.plan.affine.shape:
+            continue
+        alone = Run(one, x[part].copy(), dy[part].copy(), scale, offset)
+        np.testing.assert_array_equal(alone.y, whole.y[part])
+        np.testing.assert_array_equal(alone.dx, whole.dx[part])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

@@ -23,7 +23,7 @@ void apply_across(const T* x, T* y, int64_t n, int64_t stride, ColumnCentre<A> c
     for (int r = 0; r < R; ++r) {
       const int64_t at = r * stride + i;
       const Vec<A> v = all ? load<A>(x + at) : load_part<A>(x + at, m, mean);
-      const Vec<A> out = ((v - mean) * rstd + rest) * scale[r] + offset[r];
+      const Vec<A> out = fma(fma(Vec<A>(v - mean), rstd, rest), broadcast(scale[r]), broadcast(offset[r]));
       if (all)
         store<A>(y + at, out);
       else
@@ -51,11 +51,11 @@ void sum_across(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre
         const int64_t at = r * stride + i;
         const Vec<A> g = all ? load<A>(dy + at) : load_part<A>(dy + at, m, zero);
         const Vec<A> v = all ? load<A>(x + at) : load_part<A>(x + at, m, mean);
-        const Vec<A> g_h = g * ((v - mean) * rstd + rest);
+        const Vec<A> g_h = g * fma(Vec<A>(v - mean), rstd, rest);
         row_plain[r] += g;
         row_with_h[r] += g_h;
-        of_g += g * scale[r];
-        of_g_h += g_h * scale[r];
+        of_g = fma(g, broadcast(scale[r]), of_g);
+        of_g_h = fma(g_h, broadcast(scale[r]), of_g_h);
       }
       p += of_g;
       q += of_g_h;
@@ -83,7 +83,7 @@ void project_across(const T* x, const T* dy, T* dx, int64_t n, int64_t stride, C
       const int64_t at = r * stride + i;
       const Vec<A> g = all ? load<A>(dy + at) : load_part<A>(dy + at, m, zero);
       const Vec<A> v = all ? load<A>(x + at) : load_part<A>(x + at, m, mean);
-      const Vec<A> out = g * (rstd * scale[r]) + (((v - mean) * rstd + rest) * slope + level);
+      const Vec<A> out = fma(g, Vec<A>(rstd * scale[r]), fma(fma(Vec<A>(v - mean), rstd, rest), slope, level));
       if (all)
         store<A>(dx + at, out);
       else

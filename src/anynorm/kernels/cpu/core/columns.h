@@ -43,7 +43,7 @@ inline void add_rows(const T* x, int64_t n, int64_t stride, A factor, const A* s
       for (int r = pair; r < R && r < pair + 2; ++r) {
         Vec<A> v = scaled<A, Scaled>(x + r * stride + i, factor);
         if (Centred) v -= about, here += v;
-        squares += v * v;
+        squares = fma(v, v, squares);
       }
       if (Centred) s += here;
       q += squares;
@@ -61,7 +61,7 @@ inline void add_rows(const T* x, int64_t n, int64_t stride, A factor, const A* s
       Vec<A> v = load_part<A>(x + r * stride + i, m, zero);
       if (Scaled) v *= factor;
       if (Centred) v -= about, here += v;
-      squares += v * v;
+      squares = fma(v, v, squares);
     }
     if (Centred) s += here;
     q += squares;
@@ -138,14 +138,14 @@ inline void apply_some_rows(const T* x, T* y, int64_t n, int64_t stride, ColumnL
   for (; i + L <= n; i += L) {
     const Vec<A> mean = load<A>(c.mean + i), a = load<A>(c.factor + i), b = load<A>(c.summand + i);
     for (int r = 0; r < R; ++r)
-      store<A>(y + r * stride + i, Vec<A>((load<A>(x + r * stride + i) - mean) * a + b));
+      store<A>(y + r * stride + i, fma(Vec<A>(load<A>(x + r * stride + i) - mean), a, b));
   }
   if (i == n) return;
   const int64_t m = n - i;
   const Vec<A> zero = {}, mean = load_part<A>(c.mean + i, m, zero), a = load_part<A>(c.factor + i, m, zero),
                b = load_part<A>(c.summand + i, m, zero);
   for (int r = 0; r < R; ++r)
-    store_part<A>(y + r * stride + i, m, Vec<A>((load_part<A>(x + r * stride + i, m, mean) - mean) * a + b));
+    store_part<A>(y + r * stride + i, m, fma(Vec<A>(load_part<A>(x + r * stride + i, m, mean) - mean), a, b));
 }
 
 template <class A, class T>
@@ -173,7 +173,7 @@ inline void sum_some_rows(const T* x, const T* dy, int64_t n, int64_t stride, Co
       for (int r = pair; r < R && r < pair + 2; ++r) {
         const Vec<A> g = load<A>(dy + r * stride + i);
         p += g;
-        q += g * ((load<A>(x + r * stride + i) - mean) * rstd + rest);
+        q = fma(g, fma(Vec<A>(load<A>(x + r * stride + i) - mean), rstd, rest), q);
       }
       all_plain += p;
       all_with_h += q;
@@ -190,7 +190,7 @@ inline void sum_some_rows(const T* x, const T* dy, int64_t n, int64_t stride, Co
     for (int r = pair; r < R && r < pair + 2; ++r) {
       const Vec<A> g = load_part<A>(dy + r * stride + i, m, zero);
       p += g;
-      q += g * ((load_part<A>(x + r * stride + i, m, mean) - mean) * rstd + rest);
+      q = fma(g, fma(Vec<A>(load_part<A>(x + r * stride + i, m, mean) - mean), rstd, rest), q);
     }
     all_plain += p;
     all_with_h += q;
@@ -227,7 +227,7 @@ inline void project_some_rows(const T* x, const T* dy, T* dx, int64_t n, int64_t
       const int64_t at = r * stride + i;
       const Vec<A> v = all ? load<A>(x + at) : load_part<A>(x + at, m, mean);
       const Vec<A> g = all ? load<A>(dy + at) : load_part<A>(dy + at, m, zero);
-      const Vec<A> out = g * by + (((v - mean) * rstd + rest) * slope + level);
+      const Vec<A> out = fma(g, by, fma(fma(Vec<A>(v - mean), rstd, rest), slope, level));
       if (all)
         store<A>(dx + at, out);
       else

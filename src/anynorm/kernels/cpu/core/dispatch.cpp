@@ -58,8 +58,7 @@ struct Available {
 #endif
 #if defined(ANYNORM_HAS_AVX2)
     __builtin_cpu_init();
-    // Every processor with AVX2 has F16C too.
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) loops[number++] = &avx2::loops;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) loops[number++] = &avx2::loops;
 #endif
 #if defined(ANYNORM_HAS_NEON)
     loops[number++] = &neon::loops;

@@ -8,6 +8,15 @@ struct Denormals {
   Denormals() { _mm_setcsr(before & ~0x8040u); }
   ~Denormals() { _mm_setcsr(before); }
 };
+#elif defined(__aarch64__)
+struct Denormals {
+  uint64_t before;
+  Denormals() {
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"(before & ~(uint64_t(1) << 24)));
+  }
+  ~Denormals() { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
+};
 #else
 struct Denormals {
   Denormals() {}

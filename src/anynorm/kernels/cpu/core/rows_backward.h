@@ -12,19 +12,20 @@ inline Sums strip_sums(const T* x, const T* dy, int64_t n, Centre<A> k) {
   int64_t i = 0;
   for (; i + 4 * L <= n; i += 4 * L)
     for (int64_t j = 0; j < 4; ++j) {
-      const Vec<A> g = load<A>(dy + i + j * L), h = (load<A>(x + i + j * L) - mean) * rstd + rest;
+      const Vec<A> g = load<A>(dy + i + j * L), h = fma(Vec<A>(load<A>(x + i + j * L) - mean), rstd, rest);
       plain[j] += g;
-      with_h[j] += g * h;
+      with_h[j] = fma(g, h, with_h[j]);
     }
   for (; i + L <= n; i += L) {
-    const Vec<A> g = load<A>(dy + i), h = (load<A>(x + i) - mean) * rstd + rest;
+    const Vec<A> g = load<A>(dy + i), h = fma(Vec<A>(load<A>(x + i) - mean), rstd, rest);
     plain[0] += g;
-    with_h[0] += g * h;
+    with_h[0] = fma(g, h, with_h[0]);
   }
   if (i < n) {
-    const Vec<A> g = load_part<A>(dy + i, n - i, Vec<A>{}), h = (load_part<A>(x + i, n - i, mean) - mean) * rstd + rest;
+    const Vec<A> g = load_part<A>(dy + i, n - i, Vec<A>{});
+    const Vec<A> h = fma(Vec<A>(load_part<A>(x + i, n - i, mean) - mean), rstd, rest);
     plain[1] += g;
-    with_h[1] += g * h;
+    with_h[1] = fma(g, h, with_h[1]);
   }
   return {double(sum_lanes(Vec<A>((plain[0] + plain[1]) + (plain[2] + plain[3])))),
           double(sum_lanes(Vec<A>((with_h[0] + with_h[1]) + (with_h[2] + with_h[3]))))};
@@ -39,13 +40,13 @@ inline void project_stretch(const T* x, const T* dy, T* dx, int64_t n, Centre<A>
   int64_t i = 0;
   for (; i + 2 * L <= n; i += 2 * L)
     for (int64_t j = 0; j < 2; ++j) {
-      const Vec<A> h = (load<A>(x + i + j * L) - mean) * rstd + rest;
-      store<A>(dx + i + j * L, Vec<A>(load<A>(dy + i + j * L) * by + (h * slope + level)));
+      const Vec<A> h = fma(Vec<A>(load<A>(x + i + j * L) - mean), rstd, rest);
+      store<A>(dx + i + j * L, fma(load<A>(dy + i + j * L), by, fma(h, slope, level)));
     }
   for (; i < n; i += L) {
     const int64_t here = least(L, n - i);
-    const Vec<A> h = (load_part<A>(x + i, here, mean) - mean) * rstd + rest;
-    store_part<A>(dx + i, here, Vec<A>(load_part<A>(dy + i, here, Vec<A>{}) * by + (h * slope + level)));
+    const Vec<A> h = fma(Vec<A>(load_part<A>(x + i, here, mean) - mean), rstd, rest);
+    store_part<A>(dx + i, here, fma(load_part<A>(dy + i, here, Vec<A>{}), by, fma(h, slope, level)));
     if (here < L) break;
   }
 }

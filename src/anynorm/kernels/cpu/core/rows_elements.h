@@ -43,30 +43,32 @@ struct RowsAtOnce {
       const Vec<A> slope = broadcast(p[r].slope), level = broadcast(p[r].level);
       int64_t i = 0;
       for (; i + L <= n; i += L) {
-        const Vec<A> g = load<A>(dy[r] + i) * (load<A>(scale + i) * k[r].rstd);
-        store<A>(dx[r] + i, Vec<A>(g + (h(r, load<A>(x[r] + i)) * slope + level)));
+        const Vec<A> by = load<A>(scale + i) * k[r].rstd, here = h(r, load<A>(x[r] + i));
+        store<A>(dx[r] + i, fma(load<A>(dy[r] + i), by, fma(here, slope, level)));
       }
       if (i < n) {
         const Vec<A> zero = {}, by = load_part<A>(scale + i, n - i, zero) * k[r].rstd;
         const Vec<A> here = h(r, load_part<A>(x[r] + i, n - i, broadcast(k[r].mean)));
-        store_part<A>(dx[r] + i, n - i, Vec<A>(load_part<A>(dy[r] + i, n - i, zero) * by + (here * slope + level)));
+        store_part<A>(dx[r] + i, n - i, fma(load_part<A>(dy[r] + i, n - i, zero), by, fma(here, slope, level)));
       }
     }
   }
 
  private:
-  inline Vec<A> h(int r, Vec<A> v) const { return (v - k[r].mean) * k[r].rstd + k[r].rest; }
+  inline Vec<A> h(int r, Vec<A> v) const { 
+    return fma(Vec<A>(v - k[r].mean), broadcast(k[r].rstd), broadcast(k[r].rest));
+  }
 
   template <bool Affine>
   inline void one(int r, Vec<A> v, Vec<A> g, Vec<A> by, Vec<A>& ds, Vec<A>& db, Vec<A>* plain, Vec<A>* with_h) const {
     const Vec<A> here = h(r, v);
     if (Affine) {
-      ds += g * here;
+      ds = fma(g, here, ds);
       db += g;
     }
     g *= by;
     plain[r] += g;
-    with_h[r] += g * here;
+    with_h[r] = fma(g, here, with_h[r]);
   }
 };
 

@@ -52,7 +52,7 @@ struct BlockSums {
       v -= shift;
       sum[k] += v;
     }
-    square[k] += v * v;
+    square[k] = fma(v, v, square[k]);
   }
 };
 
@@ -128,9 +128,9 @@ inline void scale_stretch(const T* x, T* y, int64_t n, Centre<A> k, A scale, A o
   const Vec<A> mean = broadcast(k.mean), a = broadcast(factor), b = broadcast(A(k.rest * scale + offset));
   int64_t i = 0;
   for (; i + 4 * L <= n; i += 4 * L)
-    for (int64_t j = 0; j < 4; ++j) store<A>(y + i + j * L, Vec<A>((load<A>(x + i + j * L) - mean) * a + b));
-  for (; i + L <= n; i += L) store<A>(y + i, Vec<A>((load<A>(x + i) - mean) * a + b));
-  if (i < n) store_part<A>(y + i, n - i, Vec<A>((load_part<A>(x + i, n - i, mean) - mean) * a + b));
+    for (int64_t j = 0; j < 4; ++j) store<A>(y + i + j * L, fma(Vec<A>(load<A>(x + i + j * L) - mean), a, b));
+  for (; i + L <= n; i += L) store<A>(y + i, fma(Vec<A>(load<A>(x + i) - mean), a, b));
+  if (i < n) store_part<A>(y + i, n - i, fma(Vec<A>(load_part<A>(x + i, n - i, mean) - mean), a, b));
 }
 
 // A scale and an offset for each element; `offset` may be NULL.
@@ -138,17 +138,18 @@ template <class A, class T>
 inline void scale_elements(const T* x, T* y, int64_t n, Centre<A> k, const Work<T>* scale, const Work<T>* offset) {
   constexpr int64_t L = kLanes<A>;
   const Vec<A> mean = broadcast(k.mean), rstd = broadcast(k.rstd), rest = broadcast(k.rest), zero = {};
+  const auto h_of = [&](Vec<A> v) { return fma(Vec<A>(v - mean), rstd, rest); };
   int64_t i = 0;
   if (offset != nullptr)
     for (; i + L <= n; i += L)
-      store<A>(y + i, Vec<A>(((load<A>(x + i) - mean) * rstd + rest) * load<A>(scale + i) + load<A>(offset + i)));
+      store<A>(y + i, fma(h_of(load<A>(x + i)), load<A>(scale + i), load<A>(offset + i)));
   else
     for (; i + L <= n; i += L)
-      store<A>(y + i, Vec<A>(((load<A>(x + i) - mean) * rstd + rest) * load<A>(scale + i)));
+      store<A>(y + i, Vec<A>(h_of(load<A>(x + i)) * load<A>(scale + i)));
   if (i < n) {
-    const Vec<A> h = (load_part<A>(x + i, n - i, mean) - mean) * rstd + rest;
+    const Vec<A> h = h_of(load_part<A>(x + i, n - i, mean));
     const Vec<A> b = offset == nullptr ? zero : load_part<A>(offset + i, n - i, zero);
-    store_part<A>(y + i, n - i, Vec<A>(h * load_part<A>(scale + i, n - i, zero) + b));
+    store_part<A>(y + i, n - i, fma(h, load_part<A>(scale + i, n - i, zero), b));
   }
 }
 
@@ -200,7 +201,7 @@ inline void short_moments(const T* const* x, int64_t n, Moments* out) {
       v -= broadcast(shift[r]);
       sum[r][k] += v;
     }
-    square[r][k] += v * v;
+    square[r][k] = fma(v, v, square[r][k]);
   };
   int64_t i = 0;
   for (; i + 2 * L <= n; i += 2 * L)

@@ -174,6 +174,23 @@ def test_a_sample_alone_gives_the_same_bits_as_in_a_batch(case: Case, dtype: str
         np.testing.assert_array_equal(alone.dx, whole.dx[part])
 
 
+@pytest.mark.parametrize("name", ["RMS, first axis", "layer, channels first", "batch, channels last"])
+def test_columns_do_not_see_their_neighbours(name: str, isa: str) -> None:
+    """One column whose first rows lie far from the rest has another kind of sums; only that one."""
+    case = sized(BY_NAME[name], True)
+    x, dy, scale, offset = arrays(case)
+    good = Run(case, x, dy, scale, offset)
+    plan = case.plan
+    other = x.reshape([run.extent for run in plan.runs]).copy()
+    reduced = next(i for i, run in enumerate(plan.runs) if run.reduced)
+    column = tuple(slice(None) if i == reduced else 0 for i in range(other.ndim))
+    other[column] = 1e-3 * other[column] + 100.0 * (np.arange(other.shape[reduced]) % 16 == 0)
+    run = Run(case, other.reshape(case.shape), dy, scale, offset)
+    keep = np.ones(other.shape, bool)
+    keep[column] = False
+    np.testing.assert_array_equal(run.y.reshape(other.shape)[keep], good.y.reshape(other.shape)[keep])
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_constant_groups_come_out_as_offset(case: Case, isa: str) -> None:
     x, dy, scale, offset = arrays(case)

@@ -138,17 +138,17 @@ struct Across {
   }
 
   template <class A, bool Scaled>
-  bool moments(int64_t unit, double factor, A* scratch, double* mean, double* m2, double* other) const {
-    bool far = false;
+  void moments(int64_t unit, double factor, A* scratch, double* mean, double* m2, double* other) const {
     for (int64_t row = 0; row < g.rows; row += kRowsSummed) {
       const T* x = static_cast<const T*>(call.x) + at(unit) + row * g.columns.size;
       const Block<T> b = {x, least(kRowsSummed, g.rows - row), n(unit), g.columns.size, four()};
       double *into_mean = row == 0 ? mean : other, *into_m2 = row == 0 ? m2 : other + b.n;
-      far |= call.removes_mean ? block_columns<A, true, Scaled>(b, factor, scratch, into_mean, into_m2)
-                               : block_columns<A, false, Scaled>(b, factor, scratch, into_mean, into_m2);
+      if (call.removes_mean)
+        block_columns<A, true, Scaled>(b, factor, scratch, into_mean, into_m2);
+      else
+        block_columns<A, false, Scaled>(b, factor, scratch, into_mean, into_m2);
       if (row > 0) merge_columns(double(row), double(b.rows), b.n, mean, m2, into_mean, into_m2);
     }
-    return far;
   }
 
   // Where every column's moments are good, which they nearly always are, all of them at once in vectors.
@@ -175,13 +175,13 @@ struct Across {
   int statistics(int64_t unit, double* room, Statistic* out) const {
     const int64_t columns = n(unit);
     double *mean = room, *m2 = room + columns;
-    const bool far = moments<W, false>(unit, 1, reinterpret_cast<W*>(room + 4 * columns), mean, m2, room + 2 * columns);
-    if (!far && settle_at_once(unit, mean, m2, out)) return 0;
+    moments<W, false>(unit, 1, reinterpret_cast<W*>(room + 4 * columns), mean, m2, room + 2 * columns);
+    if (settle_at_once(unit, mean, m2, out)) return 0;
     double done = 0;
     int failure = 0;
     double* again = nullptr;
     for (int64_t i = 0; i < columns; ++i) {
-      const Moments quick = {double(g.rows), mean[i], m2[i], far};
+      const Moments quick = {double(g.rows), mean[i], m2[i], false};
       const Finished f = settled<T>(call, quick, [&](double factor) {
         if (factor != done) {
           if (again == nullptr) again = static_cast<double*>(malloc(size_t(7 * columns) * sizeof(double)));

@@ -71,9 +71,10 @@ inline void add_rows(const T* x, int64_t n, int64_t stride, A factor, const A* s
 }
 
 // Mean and second moment of each column of one block of at most kRowsSummed rows.
-// `scratch` has room for 3 * n numbers. Returns whether some column's shift lay far from its mean.
+// `scratch` has room for 3 * n numbers. A column whose shift lay far from its mean, and only that one, gets NaN, which
+// nobody takes for a good variance.
 template <class A, bool Centred, bool Scaled, class T>
-bool block_columns(const Block<T>& b, double by, A* scratch, double* mean, double* m2) {
+void block_columns(const Block<T>& b, double by, A* scratch, double* mean, double* m2) {
   constexpr int64_t L = kLanes<A>;
   const A factor = A(by);
   A *shift = scratch, *sum = scratch + b.n, *square = scratch + 2 * b.n;
@@ -102,16 +103,13 @@ bool block_columns(const Block<T>& b, double by, A* scratch, double* mean, doubl
   const double n = double(b.rows), share = 1 / n;
   if (!Centred) {
     for (int64_t i = 0; i < b.n; ++i) mean[i] = 0, m2[i] = double(square[i]);
-    return false;
+    return;
   }
-  int far = 0;
   for (int64_t i = 0; i < b.n; ++i) {
     const double total = double(sum[i]), all = double(square[i]), lost = total * total * share;
     mean[i] = double(shift[i]) + total * share;
-    m2[i] = lost > all ? 0 : all - lost;
-    far |= lost > kFarShift * all;
+    m2[i] = !Scaled && lost > kFarShift * all ? double(NAN) : lost > all ? 0 : all - lost;
   }
-  return far != 0;
 }
 
 // Column by column: moments of `count` rows and of `n` further ones into those of all of them.

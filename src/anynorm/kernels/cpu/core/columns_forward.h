@@ -46,8 +46,8 @@ int forward_columns(const Call& call) {
           statistics = given(unit);
         } else {
           double *mean = room.data, *m2 = mean + n;
-          const bool far = s.template all_moments<W, false>(unit, 1, reinterpret_cast<W*>(lines.data), mean, m2, m2 + n);
-          if (const int failure = s.settle(unit, mean, m2, far, found.data)) return failure;
+          s.template all_moments<W, false>(unit, 1, reinterpret_cast<W*>(lines.data), mean, m2, m2 + n);
+          if (const int failure = s.settle(unit, mean, m2, found.data)) return failure;
         }
         if (call.y == nullptr) continue;
         // Backwards: what was read last is still in the cache.
@@ -66,8 +66,8 @@ int forward_columns(const Call& call) {
   // Few large units: several threads work on one.
   Buffer<double> partial(call.given ? 0 : 2 * most_columns * s.units * blocks), lines(3 * most_columns * s.units);
   Buffer<Statistic> found(most_groups * s.units);
-  Buffer<int> far(call.given ? 0 : s.units * blocks), wide(s.units);
-  if (partial.failed() || lines.failed() || found.failed() || far.failed() || wide.failed()) return ANYNORM_NO_MEMORY;
+  Buffer<int> wide(s.units);
+  if (partial.failed() || lines.failed() || found.failed() || wide.failed()) return ANYNORM_NO_MEMORY;
   const int64_t each_task = grain(kRowsSummed * most_columns * int64_t(sizeof(T)));
   const int64_t tasks = (blocks + each_task - 1) / each_task;
   const auto over_blocks = [&](auto work) {
@@ -84,7 +84,7 @@ int forward_columns(const Call& call) {
       if (scratch.failed()) return int(ANYNORM_NO_MEMORY);
       for (int64_t j = from; j < to; ++j) {
         double* mean = partial.data + 2 * most_columns * (unit * blocks + j);
-        far[unit * blocks + j] = s.template moments<W, false>(unit, j, 1, scratch.data, mean, mean + n);
+        s.template moments<W, false>(unit, j, 1, scratch.data, mean, mean + n);
       }
       return 0;
     });
@@ -96,13 +96,11 @@ int forward_columns(const Call& call) {
       memcpy(static_cast<void*>(statistics), given(unit), size_t(s.groups(unit)) * sizeof(Statistic));
     } else {
       double* mean = partial.data + 2 * most_columns * unit * blocks;
-      bool bad = far[unit * blocks];
       for (int64_t j = 1; j < blocks; ++j) {
         const double* other = mean + 2 * most_columns * j;
-        bad |= far[unit * blocks + j] != 0;
         s.merge(unit, j, mean, mean + n, other, other + n);
       }
-      if (const int failed = s.settle(unit, mean, mean + n, bad, statistics)) return failed;
+      if (const int failed = s.settle(unit, mean, mean + n, statistics)) return failed;
     }
     double* own = lines.data + 3 * most_columns * unit;
     wide[unit] = s.any_wide(unit, statistics);

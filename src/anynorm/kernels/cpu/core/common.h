@@ -141,10 +141,10 @@ inline Finished finish(const Call& call, const Moments& m, double factor) {
 // Statistics of one group by `quick`, and where these are bad by `careful(factor)`.
 template <class T, class Careful>
 Finished settled(const Call& call, const Moments& quick, const Careful& careful) {
-  const double variance = quick.m2 / quick.count;
-  if (!quick.bad && in_range<T>(call, variance)) return finish(call, quick, 1);
-  if (!kIsDouble<T>) return finish(call, careful(1.0), 1);
-  if (quick.bad && in_range<T>(call, variance)) return finish(call, careful(1.0), 1);
+  if (!quick.bad && in_range<T>(call, quick.m2 / quick.count)) return finish(call, quick, 1);
+  const Moments again = careful(1.0);
+  const double variance = again.m2 / again.count;
+  if (!kIsDouble<T> || in_range<T>(call, variance)) return finish(call, again, 1);
   const double factor = variance < 1 ? 1 / kShrink : kShrink;
   return finish(call, careful(factor), factor);
 }

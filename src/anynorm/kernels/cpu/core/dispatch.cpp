@@ -249,6 +249,7 @@ int run_backward(const anynorm_problem& problem, const void* x, const void* dy, 
     if (sums != nullptr && !sums_given) memset(sums, 0, size_t(call.geometry.groups) * sizeof(Sums));
     return ANYNORM_OK;
   }
+  if (saved == nullptr) return ANYNORM_UNSUPPORTED;
   if (!p.take(scale, problem.scale_dtype, &p.scale, &call.scale)) return ANYNORM_NO_MEMORY;
   std::unique_ptr<double[]> own_saved, own_sums;
   const double* given_sums = sums;

@@ -1,4 +1,5 @@
 // The loops for one instruction set, which ANYNORM_ISA names. Compiled once for each, with that set's flags.
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

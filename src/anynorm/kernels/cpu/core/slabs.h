@@ -74,10 +74,12 @@ struct Slabs {
 
   // Mean and second moment of each column of block j.
   template <class A, bool Scaled>
-  bool moments(int64_t unit, int64_t j, double factor, A* scratch, double* mean, double* m2) const {
+  void moments(int64_t unit, int64_t j, double factor, A* scratch, double* mean, double* m2) const {
     const Block<T> b = block(unit, j, static_cast<const T*>(call.x));
-    return call.removes_mean ? block_columns<A, true, Scaled>(b, factor, scratch, mean, m2)
-                             : block_columns<A, false, Scaled>(b, factor, scratch, mean, m2);
+    if (call.removes_mean)
+      block_columns<A, true, Scaled>(b, factor, scratch, mean, m2);
+    else
+      block_columns<A, false, Scaled>(b, factor, scratch, mean, m2);
   }
 
   // Block j's moments into those of the blocks before it.
@@ -91,20 +93,19 @@ struct Slabs {
 
   // All of a unit's columns; `other` has room for 2 * n doubles.
   template <class A, bool Scaled>
-  bool all_moments(int64_t unit, double factor, A* scratch, double* mean, double* m2, double* other) const {
-    bool far = moments<A, Scaled>(unit, 0, factor, scratch, mean, m2);
+  void all_moments(int64_t unit, double factor, A* scratch, double* mean, double* m2, double* other) const {
+    moments<A, Scaled>(unit, 0, factor, scratch, mean, m2);
     for (int64_t j = 1; j < blocks(); ++j) {
-      far |= moments<A, Scaled>(unit, j, factor, scratch, other, other + n(unit));
+      moments<A, Scaled>(unit, j, factor, scratch, other, other + n(unit));
       merge(unit, j, mean, m2, other, other + n(unit));
     }
-    return far;
   }
 
   // From columns to the groups of a unit; `out` has room for them.
-  void to_groups(int64_t unit, const double* mean, const double* m2, bool bad, Moments* out) const {
+  void to_groups(int64_t unit, const double* mean, const double* m2, Moments* out) const {
     const int64_t first = first_group(unit), begin = first_column(unit), across = columns(unit);
     const double full = double(g.pieces.size * rows), more = double(g.pieces.size);
-    for (int64_t k = 0; k < groups(unit); ++k) out[k] = {0, 0, 0, bad};
+    for (int64_t k = 0; k < groups(unit); ++k) out[k] = {0, 0, 0, false};
     // About one column's mean, so that in a constant group all differences are exactly 0.
     for (int64_t i = across - 1; i >= 0; --i) out[group_of[begin + i] - first].m2 = mean[i];
     const auto over_columns = [&](auto work) {
@@ -125,11 +126,11 @@ struct Slabs {
   }
 
   // The unit's statistics from its columns' quick moments, put where the caller wants them and into `out`.
-  int settle(int64_t unit, const double* mean, const double* m2, bool bad, Statistic* out) const {
+  int settle(int64_t unit, const double* mean, const double* m2, Statistic* out) const {
     const int64_t many = groups(unit), columns = n(unit);
     Buffer<Moments> quick(2 * many);
     if (quick.failed()) return ANYNORM_NO_MEMORY;
-    to_groups(unit, mean, m2, bad, quick.data);
+    to_groups(unit, mean, m2, quick.data);
     double done = 0;  // the factor for which careful moments are at hand
     int failure = 0;
     const int64_t at = place(unit).group + first_group(unit);
@@ -143,7 +144,7 @@ struct Slabs {
           }
           double* const careful = room.data + 3 * columns;
           all_moments<double, true>(unit, factor, room.data, careful, careful + columns, careful + 2 * columns);
-          to_groups(unit, careful, careful + columns, false, quick.data + many);
+          to_groups(unit, careful, careful + columns, quick.data + many);
           done = factor;
         }
         return quick[many + k];

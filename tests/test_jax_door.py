@@ -306,3 +306,11 @@ def test_threads_are_xla_s():
     busy, one = run(THREADS, "--xla_cpu_multi_thread_eigen=false").split()
     assert float(busy) < 1.3, "more than one processor was busy"
     assert run(THREADS, "").split()[1] == run(THREADS, "--xla_force_host_platform_device_count=8").split()[1] == one
+
+
+def test_debugging_nans_finds_none():
+    """What the gradient needs travels as two doubles in four parts, any of which may look like a NaN."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2048, 16)).astype(np.float32))
+    with jax.debug_nans(True):
+        _, pull = jax.vjp(lambda x: anynorm.normalize(x, "... [c]"), x)
+        pull(x)

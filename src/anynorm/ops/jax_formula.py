@@ -99,14 +99,15 @@ class Formula:
         """The same with one more kept run in front."""
         return replace(self, labels=("K" if affine else "k") + self.labels)
 
-    def lanes(self, dtype: Any, masked: bool) -> int:
-        """How many numbers of the statistics' type `saved` has for each statistic.
-
-        Those of composed, or two doubles; in arrays of float32, because JAX has float64 only where it is switched on.
-        """
+    def lanes(self, masked: bool) -> int:
+        """How many numbers `saved` has for each statistic: composed's, or two doubles in four parts."""
         if self.kernel == "composed":
             return 6 if masked else 5
-        return 2 if statistics_dtype(str(dtype)) == "float64" else 4
+        return 4
+
+    def saved_dtype(self, dtype: Any) -> str:
+        """The type of `saved`: JAX has float64 only where it is switched on, and half a double may look like a NaN."""
+        return statistics_dtype(str(dtype)) if self.kernel == "composed" else "uint32"
 
 
 def forward(
@@ -190,16 +191,16 @@ def _saved(formula: Formula, stats: composed.Stats, masked: bool, doubles: bool)
     if formula.kernel == "composed":
         parts = stats if masked else stats[:-1]
         return jnp.stack([jnp.broadcast_to(part, stats.rstd.shape) for part in parts], axis=-1)
-    shape = (*stats.rstd.shape, formula.lanes(stats.rstd.dtype, False))
+    shape = (*stats.rstd.shape, formula.lanes(False))
     if not doubles:
         # On this platform nobody reads it: the gradient makes the statistics anew.
-        return jnp.full(shape, jnp.nan, stats.rstd.dtype)
+        return jnp.zeros(shape, "uint32")
     with jax.enable_x64(True):
         power, shift, residual, rstd = (
             jnp.asarray(part, "float64") for part in (stats.power, stats.shift, stats.residual, stats.rstd)
         )
         pair = jnp.stack([(shift + residual) / power, power * rstd], axis=-1)
-        return lax.bitcast_convert_type(pair, stats.rstd.dtype).reshape(shape)
+        return lax.bitcast_convert_type(pair, "uint32").reshape(shape)
 
 
 def _cast(values: Array | None, like: Array) -> Array | None:

@@ -21,7 +21,6 @@ from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
 from ..kernels.cpu import jax as kernel
-from ..precision import statistics_dtype
 from . import jax_formula as composed
 from .jax_formula import Formula
 
@@ -65,7 +64,7 @@ def _abstract(*avals: Any, formula: Formula, has: tuple[str, ...], wanted: tuple
         shape = [n if here else 1 for n, here in zip(x.shape, there, strict=True)]
         spec = [axis if here else None for axis, here in zip(x.sharding.spec, there, strict=True)]
         if name == "saved":
-            shape.append(formula.lanes(x.dtype, "mask" in has))
+            shape.append(formula.lanes("mask" in has))
             spec.append(None)
         sharding = x.sharding.update(spec=jax.P(*spec))
         out.append(x.update(shape=tuple(shape), dtype=jnp.dtype(dtype), weak_type=False, sharding=sharding))
@@ -104,7 +103,7 @@ def _without_unused(used: list[bool], eqn: Any) -> tuple[list[bool], Any]:
 def _forward_jvp(primals: Any, tangents: Any, *, formula: Formula, has: Any, wanted: Any) -> tuple[Any, Any]:
     given, moving = _named(has, primals, tangents)
     x, wanted = given["x"], dict(wanted)
-    out = call(forward_p, formula, given, {**wanted, "saved": statistics_dtype(str(x.dtype))})
+    out = call(forward_p, formula, given, {**wanted, "saved": formula.saved_dtype(x.dtype)})
     t = moving["x"] if "x" in moving else jnp.zeros_like(x)
     along = {"t": t, "t_scale": moving.get("scale"), "t_offset": moving.get("offset")}
     rest = {"x": x, "saved": out["saved"], "scale": given.get("scale"), "mask": given.get("mask")}

@@ -122,7 +122,7 @@ def normalize_into(
 ) -> Array:
     """y written into `out`, which may be x."""
     plan = make_plan(spec, shape(x))
-    if _kernel_for(x, mask, plan, kernel) == "cpu" and kernels.can_write(out, x):
+    if _kernel_for(x, mask, plan, kernel) == "cpu" and kernels.can_write(out, x, scale, offset):
         kernels.forward(x, _small(scale, plan), _small(offset, plan), plan, eps, out)
     else:
         out[...] = normalize(x, scale, offset, mask, spec, eps, kernel)[0]

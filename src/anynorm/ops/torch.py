@@ -16,12 +16,14 @@ from .torch_arrays import Verbs
 
 Array = Any
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter, type(None))
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def is_traced() -> bool:
-    """Whether torch.compile is reading this very Python code."""
-    return torch.compiler.is_compiling()
+    """Whether torch.compile reads this very Python code, or a tracer what torch does: both need registered operators."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
 
 
 @torch.compiler.assume_constant_result
@@ -81,15 +83,24 @@ def normalize_into(
     if _wants(x, scale, offset, out):
         raise ValueError("what is written into out= has no gradient: call it under torch.no_grad()")
     plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
-    if chosen == "cpu" and _plain(x, scale, offset, out) and kernels.can_write(out, x, plan):
+    if chosen == "cpu" and _plain(x, scale, offset, out) and kernels.can_write(out, x, scale, offset, plan):
         kernels.forward(x, scale, offset, plan, eps, out)
         return out
     return out.copy_(normalize(x, scale, offset, mask, spec, eps, kernel)[0])
 
 
 def _plain(*arrays: Array | None) -> bool:
-    """Whether all have memory of their own: not the tensors of torch.func's transforms, of tracers and the like."""
-    return torch._C._functorch.peek_interpreter_stack() is None and all(type(a) in _PLAIN for a in arrays)
+    """Whether all have memory of their own with their values in it.
+
+    The tensors of torch.func's transforms have none, and neither have zeros that autograd makes up; a lazily negated
+    view has the other sign in it.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    for a in arrays:
+        if a is not None and (type(a) not in _PLAIN or a.is_neg() or a._is_zerotensor()):
+            return False
+    return True
 
 
 def _wants(*arrays: Array | None) -> bool:
@@ -109,15 +120,16 @@ class _Kernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Array, scale: Array, offset: Array, plan: Plan, eps: float) -> tuple[Array, ...]:
         y, mean, variance, saved = kernels.forward(x, scale, offset, plan, eps)
-        ctx.plan, ctx.eps = plan, eps
-        ctx.save_for_backward(x, scale, offset, saved)
+        # Of the offset only its shape and type are needed.
+        ctx.plan, ctx.eps, ctx.offset = plan, eps, offset
+        ctx.save_for_backward(x, scale, saved)
         ctx.save_for_forward(x, scale)
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
     def backward(ctx: Any, dy: Array, *_: Any) -> tuple[Array | None, ...]:
-        x, scale, offset, saved = ctx.saved_tensors
+        (x, scale, saved), offset = ctx.saved_tensors, ctx.offset
         batched = torch._C._functorch.is_legacy_batchedtensor(dy)
         if not torch.is_grad_enabled() and not batched and _plain(x, dy):
             return *kernels.backward(x, dy, scale, offset, saved, ctx.plan, ctx.eps), None, None

@@ -116,9 +116,10 @@ def moments(x: Tensor, mask: Tensor | None, sentence: str, kernel: str | None) -
     from . import torch as ops
 
     check_mask(ops, x, mask)
-    with torch.no_grad():
-        mean, variance = ops.moments(x, mask, NormSpec.decode(sentence), kernel)
-    return mean, variance
+    plan, chosen = torch_arrays.choice(x, mask, NormSpec.decode(sentence), kernel)
+    if chosen == "cpu":
+        return torch_arrays.kept_from_runs(x, *kernels.moments(x, plan), plan)
+    return torch_arrays.moments(x, mask, plan)
 
 
 @moments.register_fake

@@ -27,10 +27,12 @@ def forward(
     return y, mean, variance
 
 
-def can_write(out: Array, x: Array) -> bool:
-    """Whether y may be written into `out` as it comes: both are contiguous, and `out` is x or apart from it."""
+def can_write(out: Array, x: Array, scale: Array | None, offset: Array | None) -> bool:
+    """Whether y may be written into `out` as it comes: it is contiguous as x is, is x or apart from it, and from the rest."""
     contiguous = out.flags.c_contiguous and x.flags.c_contiguous and out.flags.writeable
-    return bool(contiguous and (out.ctypes.data == x.ctypes.data or not np.may_share_memory(out, x)))
+    same = out.ctypes.data == x.ctypes.data
+    apart = not any(a is not None and np.may_share_memory(out, a) for a in (None if same else x, scale, offset))
+    return bool(contiguous and apart)
 
 
 def moments(x: Array, plan: Plan) -> tuple[Array, Array]:

@@ -38,12 +38,16 @@ def forward(
     return y, mean, variance, saved
 
 
-def can_write(out: Array, x: Array, plan: Plan) -> bool:
-    """Whether y may be written into `out` as it comes: it lies as x does, and is x or apart from it."""
+def can_write(out: Array, x: Array, scale: Array | None, offset: Array | None, plan: Plan) -> bool:
+    """Whether y may be written into `out` as it comes: it lies as x does, is x or apart from it, and from the rest."""
     if out.stride() != x.stride() or (plan.in_order and not x.is_contiguous()):
         return False
-    distance, size = abs(out.data_ptr() - x.data_ptr()), x.numel() * x.element_size()
-    return bool(distance == 0 or distance >= size)
+    same = out.data_ptr() == x.data_ptr()
+    return (same or _apart(out, x)) and all(a is None or _apart(out, a) for a in (scale, offset))
+
+
+def _apart(a: Array, b: Array) -> bool:
+    return bool(a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr())
 
 
 def backward(
@@ -138,8 +142,8 @@ def _like(values: Array | None, like: Array | None, small: Small) -> Array | Non
 
 def _statistics(x: Array, plan: Plan) -> tuple[Array, Array, Array]:
     # Apart: an operator's results may not share memory.
-    mean, variance = (torch.empty(plan.groups or 0, dtype=_work(x)) for _ in range(2))
-    return mean, variance, torch.empty((plan.groups or 0, 2), dtype=torch.float64)
+    mean, variance = (x.new_empty(plan.groups or 0, dtype=_work(x)) for _ in range(2))
+    return mean, variance, x.new_empty((plan.groups or 0, 2), dtype=torch.float64)
 
 
 def _work(x: Array) -> Any:

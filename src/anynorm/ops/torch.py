@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -9,14 +11,18 @@ from torch.autograd import forward_ad
 
 from ..kernels import composed
 from ..kernels.cpu import torch as kernels
+from ..kernels.select import forced_by_environment
 from ..plan import Plan
+from ..precision import checked_eps
 from ..spec import NormSpec, spec_of
 from . import layout, torch_arrays, torch_compile
+from .checks import check_mask, check_shapes
 from .torch_arrays import Verbs
 
 Array = Any
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_THIS = sys.modules[__name__]
 
 
 def is_traced() -> bool:
@@ -59,12 +65,83 @@ def normalize(
     if is_traced():
         return normalize_traced(x, scale, offset, mask, spec.encode(), eps, kernel)
     plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
+    return _run(x, scale, offset, mask, plan, chosen, eps, kernel, True)
+
+
+def normalize_checked(
+    x: Array,
+    scale: Array | None,
+    offset: Array | None,
+    mask: Array | None,
+    spec: NormSpec,
+    eps: float,
+    *,
+    statistics: bool = False,
+    erasing: bool = True,
+) -> tuple[Array, Array | None, Array | None]:
+    """y, and mean and variance if `statistics`, for arrays that nobody has looked at yet: what torch's layers call.
+
+    The checks cost no more than a look into the cache where the kernel is found. `erasing`: refuse too what would leave
+    nothing of x.
+    """
+    if is_traced():
+        return normalize_traced(x, scale, offset, mask, spec.encode(), eps, None, erasing)
+    plan, chosen, eps = _checked_choice(
+        x.shape,
+        x.stride(),
+        x.dtype,
+        x.device,
+        None if scale is None else scale.shape,
+        None if offset is None else offset.shape,
+        spec,
+        eps,
+        forced_by_environment(),
+        mask is not None,
+        erasing,
+    )
+    if mask is not None:
+        check_mask(_THIS, x, mask)
+    return _run(x, scale, offset, mask, plan, chosen, eps, None, statistics)
+
+
+@lru_cache(maxsize=8192)
+def _checked_choice(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    scale: tuple[int, ...] | None,
+    offset: tuple[int, ...] | None,
+    spec: NormSpec,
+    eps: float,
+    forced: str | None,
+    masked: bool,
+    erasing: bool,
+) -> tuple[Plan, str, float]:
+    check_shapes(torch_arrays.name_of(dtype), tuple(shape), scale, offset, spec, erasing)
+    plan, chosen = torch_arrays.choice_of(shape, strides, dtype, device, spec, forced, masked)
+    return plan, chosen, checked_eps(eps)
+
+
+def _run(
+    x: Array,
+    scale: Array | None,
+    offset: Array | None,
+    mask: Array | None,
+    plan: Plan,
+    chosen: str,
+    eps: float,
+    kernel: str | None,
+    statistics: bool,
+) -> tuple[Array, Array, Array]:
     if chosen == "cpu" and _plain(x, scale, offset):
         if _wants(x, scale, offset):
-            y, mean, variance = _Kernel.apply(x, scale, offset, plan, eps)
+            y, mean, variance = _Kernel.apply(x, scale, offset, plan, eps, statistics)
         else:
-            y, mean, variance, _ = kernels.forward(x, scale, offset, plan, eps)
-        return y, *torch_arrays.kept_from_runs(x, mean, variance, plan)
+            y, mean, variance, _ = kernels.forward(
+                x, scale, offset, plan, eps, statistics=statistics, gradient=False
+            )
+        return y, *(torch_arrays.kept_from_runs(x, mean, variance, plan) if statistics else (None, None))
     y, mean, variance, *_ = _Normalize.apply(x, scale, offset, mask, plan, eps, kernel)
     return y, mean, variance
 
@@ -93,12 +170,12 @@ def _plain(*arrays: Array | None) -> bool:
     """Whether all have memory of their own with their values in it.
 
     The tensors of torch.func's transforms have none, and neither have zeros that autograd makes up; a lazily negated
-    view has the other sign in it.
+    view has the other sign in it; a scale that was left on another device is torch's to complain about.
     """
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     for a in arrays:
-        if a is not None and (type(a) not in _PLAIN or a.is_neg() or a._is_zerotensor()):
+        if a is not None and (type(a) not in _PLAIN or not a.is_cpu or a.is_neg() or a._is_zerotensor()):
             return False
     return True
 
@@ -118,13 +195,16 @@ class _Kernel(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Array, scale: Array, offset: Array, plan: Plan, eps: float) -> tuple[Array, ...]:
-        y, mean, variance, saved = kernels.forward(x, scale, offset, plan, eps)
+    def forward(
+        ctx: Any, x: Array, scale: Array, offset: Array, plan: Plan, eps: float, statistics: bool
+    ) -> tuple[Array | None, ...]:
+        y, mean, variance, saved = kernels.forward(x, scale, offset, plan, eps, statistics=statistics)
         # Of the offset only its shape and type are needed.
         ctx.plan, ctx.eps, ctx.offset = plan, eps, offset
         ctx.save_for_backward(x, scale, saved)
         ctx.save_for_forward(x, scale)
-        ctx.mark_non_differentiable(mean, variance)
+        if statistics:
+            ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
@@ -132,8 +212,8 @@ class _Kernel(torch.autograd.Function):
         (x, scale, saved), offset = ctx.saved_tensors, ctx.offset
         batched = torch._C._functorch.is_legacy_batchedtensor(dy)
         if not torch.is_grad_enabled() and not batched and _plain(x, dy):
-            return *kernels.backward(x, dy, scale, offset, saved, ctx.plan, ctx.eps), None, None
-        return *torch_arrays.backward(x, dy, scale, offset, None, ctx.plan, ctx.eps), None, None
+            return *kernels.backward(x, dy, scale, offset, saved, ctx.plan, ctx.eps), None, None, None
+        return *torch_arrays.backward(x, dy, scale, offset, None, ctx.plan, ctx.eps), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, t: Array, t_scale: Array, t_offset: Array, *_: Any) -> tuple[Array | None, ...]:
@@ -201,9 +281,11 @@ def apply(
     x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, spec: NormSpec, eps: float
 ) -> Array:
     """Normalize with mean and variance given from outside, over the sentence's kept axes."""
+    if is_traced():
+        return torch_compile.apply(x, mean, variance, scale, offset, spec.encode(), eps)
     plan, chosen = torch_arrays.choice(x, None, spec, None)
     given = (x, mean, variance, scale, offset)
-    if chosen == "cpu" and not is_traced() and not _wants(*given) and _plain(*given):
+    if chosen == "cpu" and not _wants(*given) and _plain(*given):
         return kernels.apply(*given, plan, eps)
     runs, scale, offset, _ = torch_arrays.enter(x, scale, offset, None, plan)
     mean, variance = (torch_arrays.kept_to_runs(s, x, plan) for s in (mean, variance))

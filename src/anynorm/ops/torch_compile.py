@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.cpu import torch as kernels
-from ..spec import NormSpec
+from ..spec import NormSpec, affine_names
 from . import torch_arrays
 from .checks import check, check_mask
 
@@ -22,8 +22,10 @@ def normalize(
     sentence: str,
     eps: float,
     kernel: str | None,
+    erasing: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, variance, _ = _forward(x, scale, offset, mask, sentence, eps, kernel)
+    """y, mean and variance; `erasing`: refuse what would leave nothing of x."""
+    y, mean, variance, _ = _forward(x, scale, offset, mask, sentence, eps, kernel, erasing)
     return y, mean, variance
 
 
@@ -36,12 +38,13 @@ def _forward(
     sentence: str,
     eps: float,
     kernel: str | None,
+    erasing: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, mean, variance, and what the CPU kernel's gradient needs; zeros where another kernel ran."""
     from . import torch as ops
 
     spec = NormSpec.decode(sentence)
-    eps = check(ops, x, scale, offset, mask, spec, eps)
+    eps = check(ops, x, scale, offset, mask, spec, eps, erasing)
     plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
     if chosen == "cpu":
         y, mean, variance, saved = kernels.forward(x, scale, offset, plan, eps)
@@ -61,6 +64,7 @@ def _forward_fake(
     sentence: str,
     eps: float,
     kernel: str | None,
+    erasing: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean, variance = _moments_fake(x, mask, sentence)
     return torch.empty_like(x), mean, variance, x.new_empty((mean.numel(), 2), dtype=torch.float64)
@@ -96,7 +100,7 @@ def _backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *arrays, ctx.sentence, ctx.eps, ctx.kernel = inputs
+    *arrays, ctx.sentence, ctx.eps, ctx.kernel, _ = inputs
     ctx.save_for_backward(*arrays, output[3])
     ctx.mark_non_differentiable(*output[1:])
 
@@ -105,7 +109,7 @@ def _gradient(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
     x, scale, offset, mask, saved = ctx.saved_tensors
     dx, dscale, doffset = _backward(x, dy, scale, offset, mask, saved, ctx.sentence, ctx.eps, ctx.kernel)
     small = (None if s is None else d for s, d in ((scale, dscale), (offset, doffset)))
-    return dx, *small, None, None, None, None
+    return dx, *small, None, None, None, None, None
 
 
 _forward.register_autograd(_gradient, setup_context=_setup_context)
@@ -155,6 +159,39 @@ def _moments_gradient(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
 
 
 moments.register_autograd(_moments_gradient, setup_context=_setup_moments)
+
+
+def apply(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    scale: Tensor | None,
+    offset: Tensor | None,
+    sentence: str,
+    eps: float,
+) -> Tensor:
+    """y from statistics given from outside, in torch's own operations: a compiler joins them with their neighbours."""
+    kept, affine = _whole_axes(sentence, x.ndim)
+    work = torch.float64 if x.dtype == torch.float64 else torch.float32
+
+    def spread(small: Tensor, axes: tuple[int, ...]) -> Tensor:
+        return small.to(work).reshape([x.shape[d] if d in axes else 1 for d in range(x.ndim)])
+
+    factor = 1.0 / torch.sqrt((spread(variance, kept) + eps).clamp_min(torch.finfo(work).tiny))
+    y = (x.to(work) - spread(mean, kept)) * (factor if scale is None else factor * spread(scale, affine))
+    return (y if offset is None else y + spread(offset, affine)).to(x.dtype)
+
+
+@torch.compiler.assume_constant_result
+def _whole_axes(sentence: str, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The dimensions over which statistics are kept, and those with scale and offset."""
+    spec = NormSpec.decode(sentence)
+    expanded = spec.pattern.expand(rank)
+    if any(len(dim) > 1 for dim in expanded.dims):
+        raise ValueError(f'statistics from outside are for whole axes in a compiled program, and "{spec.text}" joins some')
+    affine = affine_names(spec, expanded)
+    kept = tuple(d for d, (axis,) in enumerate(expanded.dims) if not axis.shared)
+    return kept, tuple(d for d, (axis,) in enumerate(expanded.dims) if axis.name in affine)
 
 
 def _laid_out(y: Tensor, like: Tensor) -> Tensor:

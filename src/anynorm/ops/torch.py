@@ -15,8 +15,8 @@ from ..kernels.select import forced_by_environment
 from ..plan import Plan
 from ..precision import checked_eps
 from ..spec import NormSpec, spec_of
-from . import layout, torch_arrays, torch_compile
-from .checks import check_mask, check_shapes
+from . import torch_arrays, torch_compile, torch_given
+from .checks import check_mask, check_shapes, written
 from .torch_arrays import Verbs
 
 Array = Any
@@ -73,7 +73,7 @@ def normalize_checked(
     scale: Array | None,
     offset: Array | None,
     mask: Array | None,
-    spec: NormSpec,
+    sentence: str,
     eps: float,
     *,
     statistics: bool = False,
@@ -82,26 +82,29 @@ def normalize_checked(
     """y, and mean and variance if `statistics`, for arrays that nobody has looked at yet: what torch's layers call.
 
     The checks cost no more than a look into the cache where the kernel is found. `erasing`: refuse too what would leave
-    nothing of x.
+    nothing of x. The sentence comes as `NormSpec.encode` writes it: strings are quick to look up, and torch.compile
+    takes them as they are.
     """
     if is_traced():
-        return normalize_traced(x, scale, offset, mask, spec.encode(), eps, None, erasing)
-    plan, chosen, eps = _checked_choice(
+        return normalize_traced(x, scale, offset, mask, sentence, eps, None, erasing)
+    plan, chosen, eps = _checked_choice(*_looks(x, scale, offset, sentence), eps, mask is not None, erasing)
+    if mask is not None:
+        check_mask(_THIS, x, mask)
+    return _run(x, scale, offset, mask, plan, chosen, eps, None, statistics)
+
+
+def _looks(x: Array, scale: Array | None, offset: Array | None, sentence: str) -> tuple[Any, ...]:
+    """All that the checks and the choice of a kernel depend on."""
+    return (
         x.shape,
         x.stride(),
         x.dtype,
         x.device,
         None if scale is None else scale.shape,
         None if offset is None else offset.shape,
-        spec,
-        eps,
+        sentence,
         forced_by_environment(),
-        mask is not None,
-        erasing,
     )
-    if mask is not None:
-        check_mask(_THIS, x, mask)
-    return _run(x, scale, offset, mask, plan, chosen, eps, None, statistics)
 
 
 @lru_cache(maxsize=8192)
@@ -112,12 +115,13 @@ def _checked_choice(
     device: torch.device,
     scale: tuple[int, ...] | None,
     offset: tuple[int, ...] | None,
-    spec: NormSpec,
-    eps: float,
+    sentence: str,
     forced: str | None,
+    eps: float,
     masked: bool,
     erasing: bool,
 ) -> tuple[Plan, str, float]:
+    spec = NormSpec.decode(sentence)
     check_shapes(torch_arrays.name_of(dtype), tuple(shape), scale, offset, spec, erasing)
     plan, chosen = torch_arrays.choice_of(shape, strides, dtype, device, spec, forced, masked)
     return plan, chosen, checked_eps(eps)
@@ -281,13 +285,23 @@ def apply(
     x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, spec: NormSpec, eps: float
 ) -> Array:
     """Normalize with mean and variance given from outside, over the sentence's kept axes."""
+    return apply_checked(x, mean, variance, scale, offset, spec.encode(), eps)
+
+
+def apply_checked(
+    x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, sentence: str, eps: float
+) -> Array:
+    """`apply` for arrays that nobody has looked at yet."""
     if is_traced():
-        return torch_compile.apply(x, mean, variance, scale, offset, spec.encode(), eps)
-    plan, chosen = torch_arrays.choice(x, None, spec, None)
+        return torch_given.apply(x, mean, variance, scale, offset, sentence, eps)
+    plan, chosen, eps = _checked_choice(*_looks(x, scale, offset, sentence), eps, False, False)
+    for name, statistic in (("mean", mean), ("variance", variance)):
+        if statistic.shape != plan.kept.shape:
+            raise ValueError(
+                f"the {name} must have the shape {written(plan.kept.shape)} of the axes outside square brackets, and "
+                f"it has {written(tuple(statistic.shape))}"
+            )
     given = (x, mean, variance, scale, offset)
     if chosen == "cpu" and not _wants(*given) and _plain(*given):
         return kernels.apply(*given, plan, eps)
-    runs, scale, offset, _ = torch_arrays.enter(x, scale, offset, None, plan)
-    mean, variance = (torch_arrays.kept_to_runs(s, x, plan) for s in (mean, variance))
-    y = composed.forward(Verbs, runs, scale, offset, composed.given(Verbs, mean, variance, eps), plan)
-    return layout.from_runs(Verbs, y, x, plan).to(x.dtype)
+    return torch_given.apply(x, mean, variance, scale, offset, sentence, eps)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.cpu import torch as kernels
-from ..spec import NormSpec, affine_names
+from ..spec import NormSpec
 from . import torch_arrays
 from .checks import check, check_mask
 
@@ -159,39 +159,6 @@ def _moments_gradient(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
 
 
 moments.register_autograd(_moments_gradient, setup_context=_setup_moments)
-
-
-def apply(
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    scale: Tensor | None,
-    offset: Tensor | None,
-    sentence: str,
-    eps: float,
-) -> Tensor:
-    """y from statistics given from outside, in torch's own operations: a compiler joins them with their neighbours."""
-    kept, affine = _whole_axes(sentence, x.ndim)
-    work = torch.float64 if x.dtype == torch.float64 else torch.float32
-
-    def spread(small: Tensor, axes: tuple[int, ...]) -> Tensor:
-        return small.to(work).reshape([x.shape[d] if d in axes else 1 for d in range(x.ndim)])
-
-    factor = 1.0 / torch.sqrt((spread(variance, kept) + eps).clamp_min(torch.finfo(work).tiny))
-    y = (x.to(work) - spread(mean, kept)) * (factor if scale is None else factor * spread(scale, affine))
-    return (y if offset is None else y + spread(offset, affine)).to(x.dtype)
-
-
-@torch.compiler.assume_constant_result
-def _whole_axes(sentence: str, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The dimensions over which statistics are kept, and those with scale and offset."""
-    spec = NormSpec.decode(sentence)
-    expanded = spec.pattern.expand(rank)
-    if any(len(dim) > 1 for dim in expanded.dims):
-        raise ValueError(f'statistics from outside are for whole axes in a compiled program, and "{spec.text}" joins some')
-    affine = affine_names(spec, expanded)
-    kept = tuple(d for d, (axis,) in enumerate(expanded.dims) if not axis.shared)
-    return kept, tuple(d for d, (axis,) in enumerate(expanded.dims) if axis.name in affine)
 
 
 def _laid_out(y: Tensor, like: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def layer_norm2d(
         return _overridden(layer_norm2d, (input, weight, bias), (input, weight, bias, eps), mask=mask)
     if _goes_to_onnx(mask):
         return peer.layer_norm(input.movedim(1, -1), [input.shape[1]], weight, bias, eps).movedim(-1, 1)
-    return ops.normalize_checked(input, weight, bias, mask, _named("layer_channels"), eps)[0]
+    return ops.normalize_checked(input, weight, bias, mask, LAYER_CHANNELS, eps)[0]
 
 
 def rms_norm2d(
@@ -131,7 +131,7 @@ def rms_norm2d(
         return _overridden(rms_norm2d, (input, weight), (input, weight, eps), mask=mask)
     if _goes_to_onnx(mask):
         return peer.rms_norm(input.movedim(1, -1), [input.shape[1]], weight, eps).movedim(-1, 1)
-    return ops.normalize_checked(input, weight, None, mask, _named("rms_channels"), _rms_eps(input, eps))[0]
+    return ops.normalize_checked(input, weight, None, mask, RMS_CHANNELS, _rms_eps(input, eps))[0]
 
 
 def group_norm(
@@ -195,10 +195,10 @@ def instance_norm(
     if _goes_to_onnx(mask):
         return peer.instance_norm(input, *small, use_input_stats, momentum, eps)
     if not use_input_stats:
-        return running.apply(input, *small, eps)
+        return _with_running(input, *small, eps)
     running.check_length(input, running_mean=running_mean, running_var=running_var)
     tracked = running_mean is not None and running_var is not None
-    spec = _named("instance")
+    spec = INSTANCE
     y, mean, variance = ops.normalize_checked(input, weight, bias, mask, spec, eps, statistics=tracked)
     if tracked:
         running.move(running_mean, running_var, mean, variance, running.counted(input, mean, mask), momentum)
@@ -246,12 +246,12 @@ def batch_norm(
     if _goes_to_onnx(mask):
         return peer.batch_norm(input, *small, training, momentum, eps)
     if not training:
-        return running.apply(input, *small, eps)
+        return _with_running(input, *small, eps)
     running.check_length(input, running_mean=running_mean, running_var=running_var)
     tracked = running_mean is not None and running_var is not None
     running.warn_of_one_value(input)
     y, mean, variance = ops.normalize_checked(
-        input, weight, bias, mask, _named("batch"), eps, statistics=tracked, erasing=False
+        input, weight, bias, mask, BATCH, eps, statistics=tracked, erasing=False
     )
     if tracked:
         count = running.counted(input, mean, mask)
@@ -272,26 +272,46 @@ def _goes_to_onnx(mask: Tensor | None) -> bool:
     return True
 
 
+def _with_running(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """y = (x - running mean) / sqrt(running variance + eps) * weight + bias."""
+    if running_mean is None or running_var is None:
+        raise ValueError("there are no running statistics to normalize with: give both, or use the batch's")
+    return ops.apply_checked(input, running_mean, running_var, weight, bias, BATCH, eps)
+
+
 def _rms_eps(input: Tensor, eps: float | None) -> float:
     if eps is not None:
         return eps
     return torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
 
 
+@lru_cache(maxsize=4096)
+def _encoded(make: Callable[..., NormSpec], *arguments: Any) -> str:
+    return make(*arguments).encode()
+
+
 # torch.compile does not read how a sentence comes about.
-@lru_cache(maxsize=1024)
 @torch.compiler.assume_constant_result
-def _last(lengths: tuple[int, ...], remove: tuple[str, ...] = MOMENTS) -> NormSpec:
-    return last(lengths, remove)
+def _last(lengths: tuple[int, ...], remove: tuple[str, ...] = MOMENTS) -> str:
+    return _encoded(last, lengths, remove)
 
 
-@lru_cache(maxsize=1024)
 @torch.compiler.assume_constant_result
-def _named(name: str) -> NormSpec:
-    return CATALOGUE[name].spec(channels_first=True)
+def _group(groups: int) -> str:
+    return _encoded(_group_spec, groups)
 
 
-@lru_cache(maxsize=1024)
-@torch.compiler.assume_constant_result
-def _group(groups: int) -> NormSpec:
+def _group_spec(groups: int) -> NormSpec:
     return CATALOGUE["group"].spec(channels_first=True, g=groups)
+
+
+BATCH, INSTANCE, LAYER_CHANNELS, RMS_CHANNELS = (
+    CATALOGUE[name].spec(channels_first=True).encode() for name in ("batch", "instance", "layer_channels", "rms_channels")
+)

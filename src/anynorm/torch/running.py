@@ -1,17 +1,12 @@
-"""Running statistics: how they move, and normalizing with them."""
+"""Running statistics: how they move."""
 
 from __future__ import annotations
 
 import warnings
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from ..catalogue import CATALOGUE
-from ..ops import torch as ops
-from ..spec import NormSpec
 
 
 def is_repeated() -> bool:
@@ -82,21 +77,6 @@ def _step(running: Tensor, batch: Tensor, momentum: float | Tensor) -> None:
         running.copy_(running.to(batch.dtype).lerp(batch, momentum))
 
 
-def apply(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-) -> Tensor:
-    """y = (x - running mean) / sqrt(running variance + eps) * weight + bias."""
-    if running_mean is None or running_var is None:
-        raise ValueError("there are no running statistics to normalize with: give both, or use the batch's")
-    check_length(input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
-    return ops.apply(input, running_mean, running_var, weight, bias, _batch(), eps)
-
-
 def warn_of_one_value(input: Tensor) -> None:
     """Not an error: the last batch of an epoch may have one sample, and training is to go on."""
     if input.numel() == input.shape[1] and input.numel() and not torch.compiler.is_compiling():
@@ -114,12 +94,6 @@ def check_length(input: Tensor, **small: Tensor | None) -> None:
                 f"{name} must have one value for each of the {input.shape[1]} channels of an input of shape "
                 f"{tuple(input.shape)}, and its shape is {tuple(values.shape)}"
             )
-
-
-@lru_cache(maxsize=1)
-@torch.compiler.assume_constant_result
-def _batch() -> NormSpec:
-    return CATALOGUE["batch"].spec(channels_first=True)
 
 
 def momentum_of(module: Any) -> float | Tensor:

@@ -66,6 +66,7 @@ class Norm(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.spec = NormSpec.of(pattern, affine=affine, remove=remove, **sizes)
+        self._sentence = self.spec.encode()
         self.eps = checked_eps(eps)
         shape = _parameter_shape(self.spec)
         for name, there in (("weight", shape is not None), ("bias", shape is not None and bias)):
@@ -81,7 +82,7 @@ class Norm(torch.nn.Module):
             torch.nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        return ops.normalize_checked(input, self.weight, self.bias, mask, self.spec, self.eps)[0]
+        return ops.normalize_checked(input, self.weight, self.bias, mask, self._sentence, self.eps)[0]
 
     def extra_repr(self) -> str:
         words = repr(self.spec).removeprefix("NormSpec.of(").removesuffix(")")

@@ -196,11 +196,11 @@ def instance_norm(
         return peer.instance_norm(input, *small, use_input_stats, momentum, eps)
     if not use_input_stats:
         return _with_running(input, *small, eps)
-    running.check_length(input, running_mean=running_mean, running_var=running_var)
     tracked = running_mean is not None and running_var is not None
     spec = INSTANCE
     y, mean, variance = ops.normalize_checked(input, weight, bias, mask, spec, eps, statistics=tracked)
     if tracked:
+        running.check_length(input, running_mean=running_mean, running_var=running_var)
         running.move(running_mean, running_var, mean, variance, running.counted(input, mean, mask), momentum)
     return y
 
@@ -247,13 +247,13 @@ def batch_norm(
         return peer.batch_norm(input, *small, training, momentum, eps)
     if not training:
         return _with_running(input, *small, eps)
-    running.check_length(input, running_mean=running_mean, running_var=running_var)
     tracked = running_mean is not None and running_var is not None
-    running.warn_of_one_value(input)
     y, mean, variance = ops.normalize_checked(
         input, weight, bias, mask, BATCH, eps, statistics=tracked, erasing=False
     )
+    running.warn_of_one_value(input)
     if tracked:
+        running.check_length(input, running_mean=running_mean, running_var=running_var)
         count = running.counted(input, mean, mask)
         running.move(running_mean, running_var, mean, variance, count, momentum, correction)
     return y

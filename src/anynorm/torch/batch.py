@@ -30,7 +30,9 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         bias: bool = True,
         correction: int = 1,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, bias=bias
+        )
         self.correction = correction
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -53,7 +53,8 @@ def move(
 def counted(input: Tensor, statistic: Tensor, mask: Tensor | None) -> int | Tensor:
     """How many elements of the input (n, c, ...) each statistic, (c,) or (n, c), is over."""
     if mask is not None:
-        return mask.expand(input.shape).sum(dim=[d for d in range(input.ndim) if d != 1 and d >= 2 - statistic.ndim])
+        kept = (1,) if statistic.ndim == 1 else (0, 1)
+        return mask.expand(input.shape).sum(dim=[d for d in range(input.ndim) if d not in kept])
     return input.numel() // statistic.numel() if statistic.numel() else 0
 
 

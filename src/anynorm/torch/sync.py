@@ -52,7 +52,15 @@ class SyncBatchNorm(BatchNorm, torch.nn.SyncBatchNorm):
         correction: int = 1,
     ) -> None:
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, correction=correction
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device=device,
+            dtype=dtype,
+            bias=bias,
+            correction=correction,
         )
         self.process_group = process_group
 

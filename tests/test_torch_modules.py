@@ -74,7 +74,8 @@ def test_values_and_gradients(name, args, shape, sentence, rest, offset, size, m
 def test_is_torch_s_module(name):
     args = next(args for other, args, *_ in MODULES if other == name)
     ours, theirs = getattr(A, name)(*args), getattr(torch.nn, name)(*args)
-    assert isinstance(ours, type(theirs))
+    # DistributedDataParallel refuses torch's own SyncBatchNorm on CPUs, so that anynorm's must not be one.
+    assert isinstance(ours, torch.nn.modules.batchnorm._BatchNorm if name == "SyncBatchNorm" else type(theirs))
     assert repr(ours) == repr(theirs)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     theirs.load_state_dict(ours.state_dict())

@@ -112,7 +112,9 @@ def layer_norm2d(
     if has_torch_function_variadic(input, weight, bias):
         return _overridden(layer_norm2d, (input, weight, bias), (input, weight, bias, eps), mask=mask)
     if _goes_to_onnx(mask):
-        return peer.layer_norm(input.movedim(1, -1), [input.shape[1]], weight, bias, eps).movedim(-1, 1)
+        last_axis = input.ndim - 1
+        y = peer.layer_norm(input.movedim(1, last_axis), [input.shape[1]], weight, bias, eps)
+        return y.movedim(last_axis, 1)
     return ops.normalize_checked(input, weight, bias, mask, LAYER_CHANNELS, eps)[0]
 
 
@@ -130,7 +132,8 @@ def rms_norm2d(
     if has_torch_function_variadic(input, weight):
         return _overridden(rms_norm2d, (input, weight), (input, weight, eps), mask=mask)
     if _goes_to_onnx(mask):
-        return peer.rms_norm(input.movedim(1, -1), [input.shape[1]], weight, eps).movedim(-1, 1)
+        last_axis = input.ndim - 1
+        return peer.rms_norm(input.movedim(1, last_axis), [input.shape[1]], weight, eps).movedim(last_axis, 1)
     return ops.normalize_checked(input, weight, None, mask, RMS_CHANNELS, _rms_eps(input, eps))[0]
 
 

@@ -13,14 +13,15 @@ from . import running
 from .batch import BatchNorm
 
 
-class SyncBatchNorm(BatchNorm, torch.nn.SyncBatchNorm):
+class SyncBatchNorm(BatchNorm):
     """Batch normalization over the batches of all processes of a group; on CPUs (gloo) too, unlike torch.nn's.
 
         y = (x - mean) / sqrt(variance + eps) * weight + bias
 
     Counts, means and variances of the processes are combined by count, so that their batches may have different sizes,
     or none. Where no process group was made, and outside training, it is `BatchNorm1d`, for an input of any rank.
-    Means travel and are combined as float64, since float32 cannot carry one at offset 1e6.
+    Means travel and are combined as float64, since float32 cannot carry one at offset 1e6. It is no subclass of
+    `torch.nn.SyncBatchNorm`, which DistributedDataParallel refuses on CPUs, but of what all batch normalizations are.
 
     Source: Ioffe, Szegedy 2015, arXiv:1502.03167.
 
@@ -63,6 +64,10 @@ class SyncBatchNorm(BatchNorm, torch.nn.SyncBatchNorm):
             correction=correction,
         )
         self.process_group = process_group
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"the input must be (n, c, ...), and its shape is {tuple(input.shape)}")
 
     def normalize(
         self,

@@ -174,7 +174,7 @@ def test_parameters_that_do_not_fit_are_refused():
         lambda: A.functional.batch_norm(x, torch.zeros(5), torch.ones(5), training=True),
         lambda: A.functional.batch_norm(x, None, None),
     ):
-        with pytest.raises(ValueError, match="shape|size|channels|running"):
+        with pytest.raises(ValueError, match=r"shape|size|channels|running"):
             call()
 
 
@@ -184,9 +184,9 @@ def test_norm_of_a_sentence():
     assert A.Norm("... [c]", c=7, remove="scale", bias=False).bias is None
     assert A.Norm("n [h] w c", affine="").weight is None
     assert A.Norm("n [h] w c", affine="h", h=6)(x).shape == IMAGE
-    with pytest.raises(ValueError, match="length of c is missing: give it, as in c=8"):
+    with pytest.raises(ValueError, match="the length of c is missing: give it"):
         A.Norm("n (g [c]) [...]", g=3)
-    with pytest.raises(ValueError, match='cannot have the axes "..."'):
+    with pytest.raises(ValueError, match=r'cannot have the axes "[.]{3}"'):
         A.Norm("n [...]", affine="...")
 
 

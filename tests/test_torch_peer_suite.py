@@ -122,7 +122,8 @@ def test_module_inputs(name: str, dtype: torch.dtype, training: bool) -> None:
     (info,) = (m for m in module_db if m.module_cls is getattr(torch.nn, name))
     torch.manual_seed(0)
     inputs = info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=True, training=training)
-    for count, made in enumerate(inputs, start=1):
+    assert len(inputs) == MODULES[name]
+    for made in inputs:
         words, given = made.constructor_input, made.forward_input
         ours, theirs = (kind(*words.args, **words.kwargs, dtype=dtype) for kind in (getattr(A, name), info.module_cls))
         assert repr(ours) == repr(theirs)
@@ -140,7 +141,6 @@ def test_module_inputs(name: str, dtype: torch.dtype, training: bool) -> None:
         for got, wanted in zip(*results, strict=True):
             close(got, wanted, dtype if wanted.is_floating_point() else torch.float64)
         assert all(buffer.isfinite().all() for buffer in ours.buffers())
-    assert count == MODULES[name]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -142,9 +142,7 @@ def _run(
         if _wants(x, scale, offset):
             y, mean, variance = _Kernel.apply(x, scale, offset, plan, eps, statistics)
         else:
-            y, mean, variance, _ = kernels.forward(
-                x, scale, offset, plan, eps, statistics=statistics, gradient=False
-            )
+            y, mean, variance, _ = kernels.forward(x, scale, offset, plan, eps, statistics=statistics, gradient=False)
         return y, *(torch_arrays.kept_from_runs(x, mean, variance, plan) if statistics else (None, None))
     y, mean, variance, *_ = _Normalize.apply(x, scale, offset, mask, plan, eps, kernel)
     return y, mean, variance

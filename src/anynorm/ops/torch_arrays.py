@@ -107,9 +107,7 @@ def plan_of(x: Array, spec: NormSpec) -> Plan:
 
 def choice(x: Array, mask: Array | None, spec: NormSpec, forced: str | None) -> tuple[Plan, str]:
     """The plan for x as it lies in memory, and the name of the kernel that computes it."""
-    return choice_of(
-        x.shape, x.stride(), x.dtype, x.device, spec, forced or forced_by_environment(), mask is not None
-    )
+    return choice_of(x.shape, x.stride(), x.dtype, x.device, spec, forced or forced_by_environment(), mask is not None)
 
 
 @lru_cache(maxsize=8192)

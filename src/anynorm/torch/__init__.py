@@ -1,9 +1,9 @@
 """Normalization modules for PyTorch: torch.nn's under the same names, for a change of the import.
 
 Each is a subclass of torch.nn's class with its constructor, parameters, buffers and `state_dict`, so that checkpoints
-move both ways and `isinstance` keeps working. What is new: `mask` in every call, statistics that are right at any offset
-and size of the input, and errors where torch goes on with a wrong number of channels or with statistics over one
-element. Importing this module imports torch and no other framework.
+move both ways and `isinstance` keeps working. What is new: `mask` in every call, statistics that are right at any
+offset and size of the input, and errors where torch goes on with a wrong number of channels or with statistics over
+one element. Importing this module imports torch and no other framework.
 """
 
 from . import functional

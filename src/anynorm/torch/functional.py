@@ -3,8 +3,8 @@
 Arguments, order and defaults are torch's; `mask` is new in each: true where an element enters the statistics, of any
 shape that broadcasts to the input.
 
-Statistics of float16, bfloat16 and float32 are float32, good to 1e-6 of the standard deviation at offsets to 1e6 and for
-inputs near the ends of the number range. The result has the input's type, under autocast too, whatever that of the
+Statistics of float16, bfloat16 and float32 are float32, good to 1e-6 of the standard deviation at offsets to 1e6 and
+for inputs near the ends of the number range. The result has the input's type, under autocast too, whatever that of the
 parameters. While torch.onnx.export looks on, torch's own functions are called, which it turns into single nodes.
 
 >>> import torch
@@ -251,9 +251,7 @@ def batch_norm(
     if not training:
         return _with_running(input, *small, eps)
     tracked = running_mean is not None and running_var is not None
-    y, mean, variance = ops.normalize_checked(
-        input, weight, bias, mask, BATCH, eps, statistics=tracked, erasing=False
-    )
+    y, mean, variance = ops.normalize_checked(input, weight, bias, mask, BATCH, eps, statistics=tracked, erasing=False)
     running.warn_of_one_value(input)
     if tracked:
         running.check_length(input, running_mean=running_mean, running_var=running_var)
@@ -316,5 +314,6 @@ def _group_spec(groups: int) -> NormSpec:
 
 
 BATCH, INSTANCE, LAYER_CHANNELS, RMS_CHANNELS = (
-    CATALOGUE[name].spec(channels_first=True).encode() for name in ("batch", "instance", "layer_channels", "rms_channels")
+    CATALOGUE[name].spec(channels_first=True).encode()
+    for name in ("batch", "instance", "layer_channels", "rms_channels")
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-
-
 import torch
 from torch import Tensor
 
@@ -30,7 +28,6 @@ class InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):
             mask=mask,
         )
         return y.squeeze(0) if is_single else y
-
 
 
 class InstanceNorm1d(InstanceNorm, torch.nn.InstanceNorm1d):

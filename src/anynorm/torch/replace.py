@@ -30,9 +30,9 @@ _BY_PEER = {
 def replace_norms(model: torch.nn.Module) -> int:
     """Turn every norm of torch.nn in a model, itself included, into anynorm's of the same name, in place.
 
-    A module stays the same object, with its parameters, buffers, hooks and place in the model; only its class changes. So
-    optimizers, tied modules and `state_dict` need nothing done. Subclasses of torch.nn's norms, which may have a forward
-    of their own, are left alone.
+    A module stays the same object, with its parameters, buffers, hooks and place in the model; only its class changes.
+    So optimizers, tied modules and `state_dict` need nothing done. Subclasses of torch.nn's norms, which may have a
+    forward of their own, are left alone.
 
     Returns:
         How many modules were turned.

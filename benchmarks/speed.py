@@ -3,12 +3,13 @@
 \b
     make bench                                      # all: rows, tables, chart, READMEs; leave the machine alone
     make bench ARGS="--case 'group, NHWC 16x56'"    # the cases whose name contains this
-    make bench ARGS="--framework torch --seconds 2" # one framework, with more patience
+    make bench ARGS="--framework torch --rounds 5"  # one framework, with more patience
     make bench ARGS="--list"                        # the cases
     make bench ARGS="--readme"                      # tables, chart and READMEs from the saved rows
 
 Each framework runs in processes of its own, on one thread and on all. In a process, anynorm, its peers and a copy of
-the tensor take turns on one comparison, and the least time of each is kept: quote the ratios, not the times. A peer
+the tensor take turns on one comparison, and the least time of each is kept: quote the ratios, not the times. All is
+done in rounds, since a machine that others use too is slow for minutes; the least time of all rounds counts. A peer
 that fails, or that computes something else, is said to. A part of the table is printed and not saved.
 
 \b
@@ -42,7 +43,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 @click.command(help=__doc__)
 @click.option("--framework", "frameworks", type=click.Choice(BACKENDS), multiple=True, help="One; may be repeated.")
 @click.option("--case", "words", default="", help="Only the cases whose name contains this.")
-@click.option("--seconds", default=0.3, show_default=True, help="Time for each comparison.")
+@click.option("--seconds", default=0.3, show_default=True, help="Time for each comparison in a round.")
+@click.option("--rounds", default=2, show_default=True, type=click.IntRange(1), help="How often all is measured.")
 @click.option("--list", "listing", is_flag=True, help="Name the cases and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows, one a line, and not the tables.")
 @click.option("--readme", is_flag=True, help="From the saved rows: print, draw, write the READMEs. Measures nothing.")
@@ -51,6 +53,7 @@ def main(
     frameworks: tuple[str, ...],
     words: str,
     seconds: float,
+    rounds: int,
     listing: bool,
     as_json: bool,
     readme: bool,
@@ -77,7 +80,7 @@ def main(
     planned = list(shapes.workers(frameworks or BACKENDS, words, cores()))
     if not any(one.comparisons for one in planned):
         raise click.BadParameter(f'no case has "{words}" in its name; see --list', param_hint="--case")
-    rows = with_scaling(_measured(planned, seconds))
+    rows = with_scaling(_measured(planned, seconds, rounds))
     whole = not words and not frameworks
     if as_json:
         for row in rows:
@@ -91,18 +94,29 @@ def main(
     write_readmes()
 
 
-def _measured(planned: list[shapes.Worker], seconds: float) -> list[dict[str, Any]]:
-    """The rows of all workers, with a bar of progress."""
+def _measured(planned: list[shapes.Worker], seconds: float, rounds: int) -> list[dict[str, Any]]:
+    """The rows of all workers, the best of all rounds, with a bar of progress."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    rows: list[dict[str, Any]] = []
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task("starting", total=sum(len(worker.comparisons) for worker in planned))
-        for worker in planned:
+        task = progress.add_task("starting", total=rounds * sum(len(worker.comparisons) for worker in planned))
+        for worker in planned * rounds:
             for row in _rows(worker, seconds):
                 threads = "one thread" if worker.threads == 1 else f"{worker.threads} threads"
                 progress.update(task, advance=1, description=f"{row['mode']}, {threads}: {row['case']}")
-                rows.append(row)
-    return rows
+                key = tuple(row[word] for word in ("case", "mode", "pass", "threads", "output"))
+                found[key] = _best(found[key], row) if key in found else row
+    return list(found.values())
+
+
+def _best(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Two rows of one comparison: the least times, and whatever else the later one says."""
+    ms, speed = ({**one.get(word, {}), **other.get(word, {})} for word in ("ms", "GB/s"))
+    for name in one["ms"].keys() & other["ms"].keys():
+        ms[name] = min(one["ms"][name], other["ms"][name])
+    for name in one.get("GB/s", {}).keys() & other.get("GB/s", {}).keys():
+        speed[name] = max(one["GB/s"][name], other["GB/s"][name])
+    return {**one, **other, "ms": ms, "GB/s": speed}
 
 
 def _rows(worker: shapes.Worker, seconds: float) -> Iterator[dict[str, Any]]:

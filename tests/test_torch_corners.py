@@ -26,7 +26,7 @@ def test_tracers_see_the_operation():
     assert "anynorm" in graph.code
 
 
-@pytest.mark.parametrize("context", [torch.device("meta"), torch.inference_mode()], ids=str)
+@pytest.mark.parametrize("context", [torch.device("meta"), torch.inference_mode()], ids=["meta", "inference"])
 def test_other_defaults(context):
     x = torch.randn(4, 8)
     wanted = call(x)

@@ -26,7 +26,7 @@ _THIS = sys.modules[__name__]
 
 
 def is_traced() -> bool:
-    """Whether torch.compile reads this very Python code, or a tracer what torch does: both need registered operators."""
+    """Whether torch.compile reads this Python code, or a tracer what torch does: both need registered operators."""
     if torch.compiler.is_compiling():
         return True
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
@@ -176,10 +176,9 @@ def _plain(*arrays: Array | None) -> bool:
     """
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    for a in arrays:
-        if a is not None and (type(a) not in _PLAIN or not a.is_cpu or a.is_neg() or a._is_zerotensor()):
-            return False
-    return True
+    return all(
+        a is None or (type(a) in _PLAIN and a.is_cpu and not a.is_neg() and not a._is_zerotensor()) for a in arrays
+    )
 
 
 def _wants(*arrays: Array | None) -> bool:

@@ -28,7 +28,7 @@ def forward(
 
 
 def can_write(out: Array, x: Array, scale: Array | None, offset: Array | None) -> bool:
-    """Whether y may be written into `out` as it comes: it is contiguous as x is, is x or apart from it, and from the rest."""
+    """Whether y may be written into `out` as it comes: contiguous as x is, x or apart from it, and from the rest."""
     contiguous = out.flags.c_contiguous and x.flags.c_contiguous and out.flags.writeable
     same = out.ctypes.data == x.ctypes.data
     apart = not any(a is not None and np.may_share_memory(out, a) for a in (None if same else x, scale, offset))

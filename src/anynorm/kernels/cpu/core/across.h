@@ -13,83 +13,56 @@ int64_t tile_across(const Geometry& g) {
 // R rows at once, so that what belongs to a column is loaded once for all of them.
 template <class A, int R, class T>
 void apply_across(const T* x, T* y, int64_t n, int64_t stride, ColumnCentre<A> c, const A* scale, const A* offset) {
-  constexpr int64_t L = kLanes<A>;
-  for (int64_t i = 0; i < n; i += L) {
-    const int64_t m = least(L, n - i);
-    const bool all = m == L;
-    const Vec<A> zero = {};
-    const auto of = [&](const A* column) { return all ? load<A>(column + i) : load_part<A>(column + i, m, zero); };
-    const Vec<A> mean = of(c.mean), rstd = of(c.rstd), rest = of(c.rest);
-    for (int r = 0; r < R; ++r) {
-      const int64_t at = r * stride + i;
-      const Vec<A> v = all ? load<A>(x + at) : load_part<A>(x + at, m, mean);
-      const Vec<A> out = fma(fma(Vec<A>(v - mean), rstd, rest), broadcast(scale[r]), broadcast(offset[r]));
-      if (all)
-        store<A>(y + at, out);
-      else
-        store_part<A>(y + at, m, out);
-    }
-  }
+  Vec<A> by[R], more[R];
+  for (int r = 0; r < R; ++r) by[r] = broadcast(scale[r]), more[r] = broadcast(offset[r]);
+  over_vectors<A>(n, [&](int64_t i, auto lanes) {
+    const Centred<A> k = c.at(i, lanes);
+    for (int r = 0; r < R; ++r)
+      lanes.store(y + r * stride + i, fma(k.h(lanes.load(x + r * stride + i, k.mean)), by[r], more[r]));
+  });
 }
 
 // To each column's sums of g and g * h, and each row's own sums of dy and dy * h.
 template <class A, int R, class T>
 void sum_across(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre<A> c, const A* scale, A* plain,
                 A* with_h, Sums* rows) {
-  constexpr int64_t L = kLanes<A>;
-  Vec<A> row_plain[R] = {}, row_with_h[R] = {};
-  for (int64_t i = 0; i < n; i += L) {
-    const int64_t m = least(L, n - i);
-    const bool all = m == L;
-    const Vec<A> zero = {};
-    const auto of = [&](const A* column) { return all ? load<A>(column + i) : load_part<A>(column + i, m, zero); };
-    const Vec<A> mean = of(c.mean), rstd = of(c.rstd), rest = of(c.rest);
-    Vec<A> p = of(plain), q = of(with_h);
+  Vec<A> by[R], row_plain[R] = {}, row_with_h[R] = {};
+  for (int r = 0; r < R; ++r) by[r] = broadcast(scale[r]);
+  over_vectors<A>(n, [&](int64_t i, auto lanes) {
+    const Centred<A> k = c.at(i, lanes);
+    Vec<A> p = lanes.load(plain + i), q = lanes.load(with_h + i);
     for (int pair = 0; pair < R; pair += 2) {
       Vec<A> of_g = {}, of_g_h = {};
       for (int r = pair; r < R && r < pair + 2; ++r) {
         const int64_t at = r * stride + i;
-        const Vec<A> g = all ? load<A>(dy + at) : load_part<A>(dy + at, m, zero);
-        const Vec<A> v = all ? load<A>(x + at) : load_part<A>(x + at, m, mean);
-        const Vec<A> g_h = g * fma(Vec<A>(v - mean), rstd, rest);
-        row_plain[r] += g;
-        row_with_h[r] += g_h;
-        of_g = fma(g, broadcast(scale[r]), of_g);
-        of_g_h = fma(g_h, broadcast(scale[r]), of_g_h);
+        const Vec<A> dy_here = lanes.load(dy + at), h = k.h(lanes.load(x + at, k.mean)), g = dy_here * by[r];
+        row_plain[r] += dy_here;
+        row_with_h[r] = fma(dy_here, h, row_with_h[r]);
+        of_g = r == pair ? g : Vec<A>(of_g + g);
+        of_g_h = r == pair ? Vec<A>(g * h) : fma(g, h, of_g_h);
       }
       p += of_g;
       q += of_g_h;
     }
-    if (all)
-      store<A>(plain + i, p), store<A>(with_h + i, q);
-    else
-      store_part<A>(plain + i, m, p), store_part<A>(with_h + i, m, q);
-  }
+    lanes.store(plain + i, p), lanes.store(with_h + i, q);
+  });
   for (int r = 0; r < R; ++r) rows[r] = {double(sum_lanes(row_plain[r])), double(sum_lanes(row_with_h[r]))};
 }
 
-// dx = dy * (rstd * scale) + h * slope + level
+// dx as `dx_of` says.
 template <class A, int R, class T>
 void project_across(const T* x, const T* dy, T* dx, int64_t n, int64_t stride, ColumnCentre<A> c,
                     ColumnProjection<A> p, const A* scale) {
-  constexpr int64_t L = kLanes<A>;
-  for (int64_t i = 0; i < n; i += L) {
-    const int64_t m = least(L, n - i);
-    const bool all = m == L;
-    const Vec<A> zero = {};
-    const auto of = [&](const A* column) { return all ? load<A>(column + i) : load_part<A>(column + i, m, zero); };
-    const Vec<A> mean = of(c.mean), rstd = of(c.rstd), rest = of(c.rest), slope = of(p.slope), level = of(p.level);
+  Vec<A> by[R];
+  for (int r = 0; r < R; ++r) by[r] = broadcast(scale[r]);
+  over_vectors<A>(n, [&](int64_t i, auto lanes) {
+    const Centred<A> k = c.at(i, lanes);
+    const Vec<A> rstd = lanes.load(p.factor + i), slope = lanes.load(p.slope + i), level = lanes.load(p.level + i);
     for (int r = 0; r < R; ++r) {
       const int64_t at = r * stride + i;
-      const Vec<A> g = all ? load<A>(dy + at) : load_part<A>(dy + at, m, zero);
-      const Vec<A> v = all ? load<A>(x + at) : load_part<A>(x + at, m, mean);
-      const Vec<A> out = fma(g, Vec<A>(rstd * scale[r]), fma(fma(Vec<A>(v - mean), rstd, rest), slope, level));
-      if (all)
-        store<A>(dx + at, out);
-      else
-        store_part<A>(dx + at, m, out);
+      lanes.store(dx + at, dx_of(k, lanes.load(x + at, k.mean), lanes.load(dy + at), Vec<A>(rstd * by[r]), slope, level));
     }
-  }
+  });
 }
 
 template <class T>
@@ -111,9 +84,8 @@ struct Across {
   template <class A, class F>
   void over_rows(bool backwards, const F& work) const {
     const W *scale = static_cast<const W*>(call.scale), *offset = static_cast<const W*>(call.offset);
-    const bool four = this->four();
     // Backwards, the rows that are left over come first, and the others in the same parts from the last on.
-    const int64_t first = backwards ? g.rows % (four ? 4 : 2) : 0;
+    const int64_t first = backwards ? g.rows % 4 : 0;
     const auto pass = [&](int64_t row, auto many) {
       constexpr int R = decltype(many)::value;
       A by[R], more[R];
@@ -123,14 +95,12 @@ struct Across {
       }
       work(row, many, by, more);
     };
-    if (!backwards) return in_turn(g.rows, four, pass);
-    in_turn(g.rows - first, four, [&](int64_t row, auto many) {
+    if (!backwards) return in_turn(g.rows, pass);
+    in_turn(g.rows - first, [&](int64_t row, auto many) {
       pass(g.rows - row - decltype(many)::value, many);
     });
-    in_turn(first, false, pass);
+    in_turn(first, pass);
   }
-  // Rows are far apart here, and four streams do no harm.
-  static constexpr bool four() { return true; }
   bool any_wide(const Statistic* s, int64_t n) const {
     for (int64_t i = 0; i < n; ++i)
       if (is_wide<T>(s[i])) return true;
@@ -141,7 +111,7 @@ struct Across {
   void moments(int64_t unit, double factor, A* scratch, double* mean, double* m2, double* other) const {
     for (int64_t row = 0; row < g.rows; row += kRowsSummed) {
       const T* x = static_cast<const T*>(call.x) + at(unit) + row * g.columns.size;
-      const Block<T> b = {x, least(kRowsSummed, g.rows - row), n(unit), g.columns.size, four()};
+      const Block<T> b = {x, least(kRowsSummed, g.rows - row), n(unit), g.columns.size, false};
       double *into_mean = row == 0 ? mean : other, *into_m2 = row == 0 ? m2 : other + b.n;
       if (call.removes_mean)
         block_columns<A, true, Scaled>(b, factor, scratch, into_mean, into_m2);
@@ -151,32 +121,12 @@ struct Across {
     }
   }
 
-  // Where every column's moments are good, which they nearly always are, all of them at once in vectors.
-  bool settle_at_once(int64_t unit, const double* mean, const double* m2, Statistic* out) const {
-    const int64_t columns = n(unit);
-    const double share = 1 / double(g.rows), eps = call.eps;
-    const double low = call.removes_scale && eps == 0 ? 0x1p-80 : -1, high = kHigh;
-    if (kIsDouble<T> || (eps > 0 && eps < kLow)) return false;
-    int bad = 0;
-    for (int64_t i = 0; i < columns; ++i) bad |= !(m2[i] * share >= low) | !(m2[i] * share <= high);
-    if (bad) return false;
-    for (int64_t i = 0; i < columns; ++i)
-      out[i] = {mean[i], call.removes_scale ? 1 / __builtin_sqrt(m2[i] * share + eps) : 1};
-    const int64_t first = group(unit);
-    if (call.statistics != nullptr) memcpy(static_cast<void*>(call.statistics + first), out, size_t(columns) * sizeof *out);
-    if (call.mean != nullptr)
-      for (int64_t i = 0; i < columns; ++i) static_cast<W*>(call.mean)[first + i] = W(mean[i]);
-    if (call.variance != nullptr)
-      for (int64_t i = 0; i < columns; ++i) static_cast<W*>(call.variance)[first + i] = W(m2[i] * share);
-    return true;
-  }
-
   // `room`: 7 * n doubles.
   int statistics(int64_t unit, double* room, Statistic* out) const {
     const int64_t columns = n(unit);
     double *mean = room, *m2 = room + columns;
     moments<W, false>(unit, 1, reinterpret_cast<W*>(room + 4 * columns), mean, m2, room + 2 * columns);
-    if (settle_at_once(unit, mean, m2, out)) return 0;
+    if (settle_at_once<T>(call, group(unit), columns, mean, m2, out)) return 0;
     double done = 0;
     int failure = 0;
     double* again = nullptr;
@@ -205,7 +155,7 @@ struct Across {
   void centre(const Statistic* s, Lines<A> l) const {
     for (int64_t i = 0; i < l.n; ++i) {
       const Centre<A> k(s[i]);
-      l.line(0)[i] = k.mean, l.line(1)[i] = k.rstd, l.line(2)[i] = k.rest;
+      l.line(0)[i] = k.mean, l.line(1)[i] = k.minus, l.line(2)[i] = k.rest;
     }
   }
 
@@ -254,15 +204,31 @@ struct Across {
         for (int64_t i = 0; i < l.n; ++i) call.sums[group(unit) + i] = {plain[i], with_h[i]};
     }
     if (call.dx == nullptr) return;
+    if (project(unit, plain, with_h, l)) return;
+    const Lines<double> wide = {room + 4 * l.n, l.n};
+    centre(s, wide);
+    project(unit, plain, with_h, wide);
+  }
+
+  // dx, with the centres at hand; false, and nothing done, where the projections do not fit the type.
+  template <class A>
+  bool project(int64_t unit, const double* plain, const double* with_h, Lines<A> l) const {
+    const Statistic* s = call.statistics + group(unit);
+    bool fit = true;
     for (int64_t i = 0; i < l.n; ++i) {
       const Projection<A> p(call, s[i], Sums{plain[i], with_h[i]});
-      l.line(4)[i] = p.slope, l.line(5)[i] = p.level;
+      l.line(3)[i] = A(s[i].rstd), l.line(4)[i] = p.slope, l.line(5)[i] = p.level;
+      fit &= p.fits;
     }
-    T* dx = static_cast<T*>(call.dx) + at(unit);
+    if (!fit) return false;
     over_rows<A>(true, [&](int64_t row, auto many, const A* by, const A*) {
-      project_across<A, decltype(many)::value>(x + row * stride, dy + row * stride, dx + row * stride, l.n, stride,
-                                               l.centre(), l.projection(), by);
+      const int64_t place = at(unit) + row * g.columns.size;
+      project_across<A, decltype(many)::value>(static_cast<const T*>(call.x) + place,
+                                               static_cast<const T*>(call.dy) + place,
+                                               static_cast<T*>(call.dx) + place, l.n, g.columns.size, l.centre(),
+                                               l.projection(), by);
     });
+    return true;
   }
 };
 

@@ -2,22 +2,28 @@
 
 // Rows whose sums are taken in the array's own precision before doubles take over.
 constexpr int64_t kRowsSummed = 128;
-// Rows pass through the arithmetic four at once, so that what belongs to a column is loaded once for all of them, or two
-// at once: out of memory four streams come at two thirds of the speed. Sums are of pairs in either case, so that the
-// choice, which looks at the whole array, is not seen in the result of a part of it.
 
-// work(row, R) for all rows: R is 4 where `four` says so, then 2, then 1.
+// work(row, R) for all rows: four at once, so that what belongs to a column is loaded once for all of them, then 2, then 1.
 template <int R>
 struct Rows {
   static constexpr int value = R;
 };
 template <class F>
-inline void in_turn(int64_t rows, bool four, const F& work) {
+inline void in_turn(int64_t rows, const F& work) {
   int64_t row = 0;
-  if (four)
-    for (; row + 4 <= rows; row += 4) work(row, Rows<4>());
+  for (; row + 4 <= rows; row += 4) work(row, Rows<4>());
   for (; row + 2 <= rows; row += 2) work(row, Rows<2>());
   if (row < rows) work(row, Rows<1>());
+}
+
+// work(row, R) where something is stored to each row: two at once, or one where the matrix is large, since out of memory
+// the order in which it lies there is the fastest. What is computed is the same.
+template <class F>
+inline void in_order(int64_t rows, bool large, const F& work) {
+  int64_t row = 0;
+  if (!large)
+    for (; row + 2 <= rows; row += 2) work(row, Rows<2>());
+  for (; row < rows; ++row) work(row, Rows<1>());
 }
 
 // A part of a matrix: `n` columns of `rows` rows that are `stride` elements apart.
@@ -25,49 +31,30 @@ template <class T>
 struct Block {
   const T* x;
   int64_t rows, n, stride;
-  bool four;
+  bool large;  // the matrix
 };
 
-// Sums over rows of x - shift and its square; the loops run along memory and keep their sums in L1.
+// Sums over rows of shift - x and its square; the loops run along memory and keep their sums in L1.
 template <class A, bool Centred, bool Scaled, int R, class T>
 inline void add_rows(const T* x, int64_t n, int64_t stride, A factor, const A* shift, A* sum, A* square) {
-  constexpr int64_t L = kLanes<A>;
-  const Vec<A> zero = {};
-  int64_t i = 0;
-  for (; i + L <= n; i += L) {
-    const Vec<A> about = Centred ? load<A>(shift + i) : zero;
-    Vec<A> s = Centred ? load<A>(sum + i) : zero, q = load<A>(square + i);
-    for (int pair = 0; pair < R; pair += 2) {
+  const Vec<A> by = broadcast(factor);
+  over_vectors<A>(n, [&](int64_t i, auto lanes) {
+    const Vec<A> about = Centred ? lanes.load(shift + i) : Vec<A>{};
+    const auto difference = [&](int r) {
+      Vec<A> v = lanes.load(x + r * stride + i);
+      if (Scaled) v *= by;
+      return Centred ? Vec<A>(about - v) : v;
+    };
+    Vec<A> s = Centred ? lanes.load(sum + i) : Vec<A>{}, q = lanes.load(square + i);
+    for (int r = 0; r < R; r += 2) {
       // First among themselves: the fewer numbers are added to one, the less is rounded away.
-      Vec<A> here = {}, squares = {};
-      for (int r = pair; r < R && r < pair + 2; ++r) {
-        Vec<A> v = scaled<A, Scaled>(x + r * stride + i, factor);
-        if (Centred) v -= about, here += v;
-        squares = fma(v, v, squares);
-      }
-      if (Centred) s += here;
-      q += squares;
+      const Vec<A> v = difference(r), w = r + 1 < R ? difference(r + 1) : Vec<A>{};
+      if (Centred) s += r + 1 < R ? Vec<A>(v + w) : v;
+      q += r + 1 < R ? fma(w, w, Vec<A>(v * v)) : Vec<A>(v * v);
     }
-    if (Centred) store<A>(sum + i, s);
-    store<A>(square + i, q);
-  }
-  if (i == n) return;
-  const int64_t m = n - i;
-  const Vec<A> about = Centred ? load_part<A>(shift + i, m, zero) : zero;
-  Vec<A> s = Centred ? load_part<A>(sum + i, m, zero) : zero, q = load_part<A>(square + i, m, zero);
-  for (int pair = 0; pair < R; pair += 2) {
-    Vec<A> here = {}, squares = {};
-    for (int r = pair; r < R && r < pair + 2; ++r) {
-      Vec<A> v = load_part<A>(x + r * stride + i, m, zero);
-      if (Scaled) v *= factor;
-      if (Centred) v -= about, here += v;
-      squares = fma(v, v, squares);
-    }
-    if (Centred) s += here;
-    q += squares;
-  }
-  if (Centred) store_part<A>(sum + i, m, s);
-  store_part<A>(square + i, m, q);
+    if (Centred) lanes.store(sum + i, s);
+    lanes.store(square + i, q);
+  });
 }
 
 // Mean and second moment of each column of one block of at most kRowsSummed rows.
@@ -97,7 +84,7 @@ void block_columns(const Block<T>& b, double by, A* scratch, double* mean, doubl
     for (; i < b.n; ++i)
       shift[i] = total([&](int64_t r) { return A(widen(b.x[r * step + i])) * (Scaled ? factor : A(1)); }) * share;
   }
-  in_turn(b.rows, b.four, [&](int64_t row, auto many) {
+  in_turn(b.rows, [&](int64_t row, auto many) {
     add_rows<A, Centred, Scaled, decltype(many)::value>(b.x + row * b.stride, b.n, b.stride, factor, shift, sum, square);
   });
   const double n = double(b.rows), share = 1 / n;
@@ -107,7 +94,7 @@ void block_columns(const Block<T>& b, double by, A* scratch, double* mean, doubl
   }
   for (int64_t i = 0; i < b.n; ++i) {
     const double total = double(sum[i]), all = double(square[i]), lost = total * total * share;
-    mean[i] = double(shift[i]) + total * share;
+    mean[i] = double(shift[i]) - total * share;
     m2[i] = !Scaled && lost > kFarShift * all ? double(NAN) : lost > all ? 0 : all - lost;
   }
 }
@@ -123,7 +110,7 @@ inline void merge_columns(double count, double n, int64_t columns, double* mean,
   }
 }
 
-// y = (x - mean) * factor + summand, each of them one number a column.
+// y = (mean - x) * factor + summand, each of them one number a column.
 template <class A>
 struct ColumnLine {
   const A *mean, *factor, *summand;
@@ -131,80 +118,61 @@ struct ColumnLine {
 
 template <class A, int R, class T>
 inline void apply_some_rows(const T* x, T* y, int64_t n, int64_t stride, ColumnLine<A> c) {
-  constexpr int64_t L = kLanes<A>;
-  int64_t i = 0;
-  for (; i + L <= n; i += L) {
-    const Vec<A> mean = load<A>(c.mean + i), a = load<A>(c.factor + i), b = load<A>(c.summand + i);
+  over_vectors<A>(n, [&](int64_t i, auto lanes) {
+    const Vec<A> mean = lanes.load(c.mean + i), a = lanes.load(c.factor + i), b = lanes.load(c.summand + i);
     for (int r = 0; r < R; ++r)
-      store<A>(y + r * stride + i, fma(Vec<A>(load<A>(x + r * stride + i) - mean), a, b));
-  }
-  if (i == n) return;
-  const int64_t m = n - i;
-  const Vec<A> zero = {}, mean = load_part<A>(c.mean + i, m, zero), a = load_part<A>(c.factor + i, m, zero),
-               b = load_part<A>(c.summand + i, m, zero);
-  for (int r = 0; r < R; ++r)
-    store_part<A>(y + r * stride + i, m, fma(Vec<A>(load_part<A>(x + r * stride + i, m, mean) - mean), a, b));
+      lanes.store(y + r * stride + i, fma(Vec<A>(mean - lanes.load(x + r * stride + i, mean)), a, b));
+  });
 }
 
 template <class A, class T>
 void apply_columns(const Block<T>& b, T* y, ColumnLine<A> c) {
-  in_turn(b.rows, b.four, [&](int64_t row, auto many) {
+  in_order(b.rows, b.large, [&](int64_t row, auto many) {
     apply_some_rows<A, decltype(many)::value>(b.x + row * b.stride, y + row * b.stride, b.n, b.stride, c);
   });
 }
 
-// h = (x - mean) * rstd + rest, column by column.
+// What makes h, column by column.
 template <class A>
 struct ColumnCentre {
-  const A *mean, *rstd, *rest;
+  const A *mean, *minus, *rest;
+  template <class Lanes>
+  inline Centred<A> at(int64_t i, Lanes lanes) const {
+    return {lanes.load(mean + i), lanes.load(minus + i), lanes.load(rest + i)};
+  }
 };
 
 template <class A, int R, class T>
 inline void sum_some_rows(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre<A> c, A* plain, A* with_h) {
-  constexpr int64_t L = kLanes<A>;
-  int64_t i = 0;
-  for (; i + L <= n; i += L) {
-    const Vec<A> mean = load<A>(c.mean + i), rstd = load<A>(c.rstd + i), rest = load<A>(c.rest + i);
-    Vec<A> all_plain = load<A>(plain + i), all_with_h = load<A>(with_h + i);
-    for (int pair = 0; pair < R; pair += 2) {
-      Vec<A> p = {}, q = {};
-      for (int r = pair; r < R && r < pair + 2; ++r) {
-        const Vec<A> g = load<A>(dy + r * stride + i);
-        p += g;
-        q = fma(g, fma(Vec<A>(load<A>(x + r * stride + i) - mean), rstd, rest), q);
+  over_vectors<A>(n, [&](int64_t i, auto lanes) {
+    const Centred<A> k = c.at(i, lanes);
+    Vec<A> all_plain = lanes.load(plain + i), all_with_h = lanes.load(with_h + i);
+    const auto g = [&](int r) { return lanes.load(dy + r * stride + i); };
+    const auto h = [&](int r) { return k.unscaled_h(lanes.load(x + r * stride + i, k.mean)); };
+    for (int r = 0; r < R; r += 2) {
+      const Vec<A> one = g(r), of_one = one * h(r);
+      if (r + 1 < R) {
+        const Vec<A> two = g(r + 1);
+        all_plain += one + two;
+        all_with_h += fma(two, h(r + 1), of_one);
+      } else {
+        all_plain += one;
+        all_with_h += of_one;
       }
-      all_plain += p;
-      all_with_h += q;
     }
-    store<A>(plain + i, all_plain), store<A>(with_h + i, all_with_h);
-  }
-  if (i == n) return;
-  const int64_t m = n - i;
-  const Vec<A> zero = {}, mean = load_part<A>(c.mean + i, m, zero), rstd = load_part<A>(c.rstd + i, m, zero),
-               rest = load_part<A>(c.rest + i, m, zero);
-  Vec<A> all_plain = load_part<A>(plain + i, m, zero), all_with_h = load_part<A>(with_h + i, m, zero);
-  for (int pair = 0; pair < R; pair += 2) {
-    Vec<A> p = {}, q = {};
-    for (int r = pair; r < R && r < pair + 2; ++r) {
-      const Vec<A> g = load_part<A>(dy + r * stride + i, m, zero);
-      p += g;
-      q = fma(g, fma(Vec<A>(load_part<A>(x + r * stride + i, m, mean) - mean), rstd, rest), q);
-    }
-    all_plain += p;
-    all_with_h += q;
-  }
-  store_part<A>(plain + i, m, all_plain), store_part<A>(with_h + i, m, all_with_h);
+    lanes.store(plain + i, all_plain), lanes.store(with_h + i, all_with_h);
+  });
 }
 
-// Sums over the rows of dy and dy * h, added to `plain` and `with_h`.
+// Sums over the rows of dy and dy * h, this h unscaled, added to `plain` and `with_h`.
 template <class A, class T>
 void sum_columns(const Block<T>& b, const T* dy, ColumnCentre<A> c, A* plain, A* with_h) {
-  in_turn(b.rows, b.four, [&](int64_t row, auto many) {
+  in_turn(b.rows, [&](int64_t row, auto many) {
     sum_some_rows<A, decltype(many)::value>(b.x + row * b.stride, dy + row * b.stride, b.n, b.stride, c, plain, with_h);
   });
 }
 
-// dx = dy * factor + h * slope + level
+// dx as `dx_of` says.
 template <class A>
 struct ColumnProjection {
   const A *factor, *slope, *level;
@@ -213,30 +181,19 @@ struct ColumnProjection {
 template <class A, int R, class T>
 inline void project_some_rows(const T* x, const T* dy, T* dx, int64_t n, int64_t stride, ColumnCentre<A> c,
                               ColumnProjection<A> p) {
-  constexpr int64_t L = kLanes<A>;
-  for (int64_t i = 0; i < n; i += L) {
-    const int64_t m = least(L, n - i);
-    const bool all = m == L;
-    const Vec<A> zero = {};
-    const auto of = [&](const A* column) { return all ? load<A>(column + i) : load_part<A>(column + i, m, zero); };
-    const Vec<A> mean = of(c.mean), rstd = of(c.rstd), rest = of(c.rest);
-    const Vec<A> by = of(p.factor), slope = of(p.slope), level = of(p.level);
+  over_vectors<A>(n, [&](int64_t i, auto lanes) {
+    const Centred<A> k = c.at(i, lanes);
+    const Vec<A> by = lanes.load(p.factor + i), slope = lanes.load(p.slope + i), level = lanes.load(p.level + i);
     for (int r = 0; r < R; ++r) {
       const int64_t at = r * stride + i;
-      const Vec<A> v = all ? load<A>(x + at) : load_part<A>(x + at, m, mean);
-      const Vec<A> g = all ? load<A>(dy + at) : load_part<A>(dy + at, m, zero);
-      const Vec<A> out = fma(g, by, fma(fma(Vec<A>(v - mean), rstd, rest), slope, level));
-      if (all)
-        store<A>(dx + at, out);
-      else
-        store_part<A>(dx + at, m, out);
+      lanes.store(dx + at, dx_of(k, lanes.load(x + at, k.mean), lanes.load(dy + at), by, slope, level));
     }
-  }
+  });
 }
 
 template <class A, class T>
 void project_columns(const Block<T>& b, const T* dy, T* dx, ColumnCentre<A> c, ColumnProjection<A> p) {
-  in_turn(b.rows, b.four, [&](int64_t row, auto many) {
+  in_order(b.rows, b.large, [&](int64_t row, auto many) {
     const int64_t at = row * b.stride;
     project_some_rows<A, decltype(many)::value>(b.x + at, dy + at, dx + at, b.n, b.stride, c, p);
   });

@@ -1,6 +1,6 @@
 // Columns, backward.
 
-// The six numbers of each column: mean, rstd, rest, then factor, slope, level.
+// The six numbers of each column: mean, minus, rest, then factor, slope, level.
 template <class A>
 struct Lines {
   A* const data;
@@ -13,23 +13,32 @@ struct Lines {
 template <class T, class A>
 void make_centres(const Slabs<T>& s, int64_t unit, Lines<A> l) {
   const Statistic* statistics = s.call.statistics + s.place(unit).group + s.first_group(unit);
-  s.over_columns(unit, [&](int64_t i, int64_t group, int64_t) {
+  s.over_stretches(unit, [&](int64_t first, int64_t length, int64_t group, int64_t) {
     const Centre<A> k(statistics[group]);
-    l.line(0)[i] = k.mean, l.line(1)[i] = k.rstd, l.line(2)[i] = k.rest;
+    for (int64_t i = first; i < first + length; ++i)
+      l.line(0)[i] = k.mean, l.line(1)[i] = k.minus, l.line(2)[i] = k.rest;
   });
   for (int64_t i = 0; i < 3; ++i) s.repeat_columns(l.line(i));
 }
 
+// Whether they fit.
 template <class T, class A>
-void make_projections(const Slabs<T>& s, int64_t unit, const Sums* sums, Lines<A> l) {
+bool make_projections(const Slabs<T>& s, int64_t unit, const Sums* sums, Lines<A> l) {
+  bool fit = true;
   const Statistic* statistics = s.call.statistics + s.place(unit).group + s.first_group(unit);
   const Work<T>* scale = static_cast<const Work<T>*>(s.call.scale);
-  s.over_columns(unit, [&](int64_t i, int64_t group, int64_t affine) {
+  const int64_t step = s.scale_step();
+  s.over_stretches(unit, [&](int64_t first, int64_t length, int64_t group, int64_t affine) {
     const Projection<A> p(s.call, statistics[group], sums[group]);
-    l.line(3)[i] = A(statistics[group].rstd * (scale == nullptr ? 1.0 : double(scale[affine])));
-    l.line(4)[i] = p.slope, l.line(5)[i] = p.level;
+    const double rstd = statistics[group].rstd;
+    for (int64_t i = first; i < first + length; ++i, affine += step) {
+      l.line(3)[i] = A(scale == nullptr ? rstd : rstd * double(scale[affine]));
+      l.line(4)[i] = p.slope, l.line(5)[i] = p.level;
+    }
+    fit &= p.fits;
   });
   for (int64_t i = 3; i < 6; ++i) s.repeat_columns(l.line(i));
+  return fit;
 }
 
 // Sums of one block, column by column: 2 * n doubles, overwritten. `scratch` has room for 2 * n numbers.
@@ -40,7 +49,12 @@ void sum_block(const Slabs<T>& s, int64_t unit, int64_t j, Lines<A> l, A* scratc
   memset(static_cast<void*>(scratch), 0, size_t(2 * n) * sizeof(A));
   sum_columns<A>(b, static_cast<const T*>(s.call.dy) + (b.x - static_cast<const T*>(s.call.x)), l.centre(), scratch,
                  scratch + n);
-  for (int64_t i = 0; i < 2 * n; ++i) out[i] = double(scratch[i]);
+  const A *minus = l.line(1), *rest = l.line(2);
+  for (int64_t i = 0; i < b.n; ++i) {
+    out[i] = double(scratch[i]);
+    out[n + i] = scaled_sum(out[i], double(scratch[n + i]), minus[i], rest[i]);
+  }
+  for (int64_t i = b.n; i < n; ++i) out[i] = out[n + i] = 0;
 }
 
 template <class T, class A>
@@ -57,17 +71,33 @@ void gather(const Slabs<T>& s, int64_t unit, const double* columns, Sums* groups
   const Work<T>* scale = static_cast<const Work<T>*>(s.call.scale);
   const int64_t n = s.n(unit), width = s.columns(unit);
   for (int64_t k = 0; k < s.groups(unit); ++k) groups[k] = {0, 0};
-  s.over_columns(unit, [&](int64_t i, int64_t group, int64_t at) {
-    Sums total = {0, 0};
-    for (int64_t j = i; j < n; j += width) total.plain += columns[j], total.with_h += columns[n + j];
-    const double by = scale == nullptr ? 1.0 : double(scale[at]);
-    groups[group].plain += by * total.plain;
-    groups[group].with_h += by * total.with_h;
-    if (affine != nullptr) affine[(unit / s.tiles) * s.width + s.first_column(unit) + i] = total;
+  const int64_t step = s.scale_step();
+  s.over_stretches(unit, [&](int64_t first, int64_t length, int64_t group, int64_t at) {
+    const auto term = [&](int64_t i) {
+      Pair total = {0, 0};
+      for (int64_t j = i; j < n; j += width) total.a += columns[j], total.b += columns[n + j];
+      if (affine != nullptr) affine[(unit / s.tiles) * s.width + s.first_column(unit) + i] = {total.a, total.b};
+      const double by = scale == nullptr ? 1.0 : double(scale[at + (i - first) * step]);
+      return Pair{by * total.a, by * total.b};
+    };
+    const Pair total = sum_of(first, first + length, term);
+    groups[group].plain += total.a;
+    groups[group].with_h += total.b;
   });
   if (s.call.sums != nullptr && !s.call.sums_given)
     memcpy(static_cast<void*>(s.call.sums + s.place(unit).group + s.first_group(unit)), groups,
            size_t(s.groups(unit)) * sizeof(Sums));
+}
+
+// Call work with lines from which dx can be made: `l`, whose centres are there, or where projections do not fit their
+// type new ones in `room`, of 6 * n doubles.
+template <class T, class A, class F>
+int in_fitting_type(const Slabs<T>& s, int64_t unit, const Sums* sums, Lines<A> l, double* room, const F& work) {
+  if (make_projections<T>(s, unit, sums, l)) return work(l);
+  const Lines<double> wide = {room, l.n};
+  make_centres<T>(s, unit, wide);
+  make_projections<T>(s, unit, sums, wide);
+  return work(wide);
 }
 
 // A whole unit, by one thread. `room` has space for 10 * n doubles.
@@ -90,9 +120,11 @@ void backward_unit(const Slabs<T>& s, int64_t unit, double* room, Sums* groups, 
     gather(s, unit, total, groups, affine);
   }
   if (s.call.dx == nullptr) return;
-  make_projections<T>(s, unit, sums, l);
   // Backwards: what was read last is still in the cache.
-  for (int64_t j = blocks - 1; j >= 0; --j) project_block<T, A>(s, unit, j, l);
+  in_fitting_type<T>(s, unit, sums, l, room + 4 * n, [&](auto fitting) {
+    s.backwards([&](int64_t j) { project_block<T>(s, unit, j, fitting); });
+    return 0;
+  });
 }
 
 // Few large units: several threads work on one.
@@ -100,10 +132,10 @@ template <class T, class A>
 int backward_unit_split(const Slabs<T>& s, int64_t unit, Sums* groups, Sums* affine) {
   const int64_t n = s.n(unit), blocks = s.blocks();
   const int64_t each_task = grain(2 * kRowsSummed * n * int64_t(sizeof(T))), tasks = (blocks + each_task - 1) / each_task;
-  Buffer<A> room(6 * n);
+  Buffer<double> room(6 * n);
   Buffer<double> partial(s.call.sums_given ? 0 : 2 * n * blocks);
   if (room.failed() || partial.failed()) return ANYNORM_NO_MEMORY;
-  const Lines<A> l = {room.data, n};
+  const Lines<A> l = {reinterpret_cast<A*>(room.data), n};
   make_centres<T>(s, unit, l);
   const Sums* sums = groups;
   if (s.call.sums_given) {
@@ -124,10 +156,12 @@ int backward_unit_split(const Slabs<T>& s, int64_t unit, Sums* groups, Sums* aff
     gather(s, unit, partial.data, groups, affine);
   }
   if (s.call.dx == nullptr) return 0;
-  make_projections<T>(s, unit, sums, l);
-  return each(s.call, tasks, [&](int64_t task) {
-    for (int64_t j = task * each_task; j < least(blocks, (task + 1) * each_task); ++j) project_block<T, A>(s, unit, j, l);
-    return 0;
+  return in_fitting_type<T>(s, unit, sums, l, room.data, [&](auto fitting) {
+    return each(s.call, tasks, [&](int64_t task) {
+      for (int64_t j = task * each_task; j < least(blocks, (task + 1) * each_task); ++j)
+        project_block<T>(s, unit, j, fitting);
+      return 0;
+    });
   });
 }
 

@@ -6,12 +6,16 @@ void make_lines(const Slabs<T>& s, int64_t unit, const Statistic* statistics, A*
   const int64_t n = s.n(unit);
   const Work<T>* scale = static_cast<const Work<T>*>(s.call.scale);
   const Work<T>* offset = static_cast<const Work<T>*>(s.call.offset);
-  s.over_columns(unit, [&](int64_t i, int64_t group, int64_t affine) {
+  const int64_t step = s.scale_step();
+  s.over_stretches(unit, [&](int64_t first, int64_t length, int64_t group, int64_t affine) {
     const Centre<A> k(statistics[group]);
-    const A by = scale == nullptr ? A(1) : A(scale[affine]);
-    lines[i] = k.mean;
-    lines[n + i] = k.rstd * by;
-    lines[2 * n + i] = k.rest * by + (offset == nullptr ? A(0) : A(offset[affine]));
+    A *mean = lines + first, *factor = mean + n, *summand = factor + n;
+    for (int64_t i = 0; i < length; ++i, affine += step) {
+      const A by = scale == nullptr ? A(1) : A(scale[affine]);
+      mean[i] = k.mean;
+      factor[i] = k.minus * by;
+      summand[i] = k.rest * by + (offset == nullptr ? A(0) : A(offset[affine]));
+    }
   });
   for (int64_t i = 0; i < 3; ++i) s.repeat_columns(lines + i * n);
 }
@@ -53,11 +57,11 @@ int forward_columns(const Call& call) {
         // Backwards: what was read last is still in the cache.
         if (s.any_wide(unit, statistics)) {
           make_lines<T, double>(s, unit, statistics, lines.data);
-          for (int64_t j = blocks - 1; j >= 0; --j) apply_block<T, double>(s, unit, j, lines.data);
+          s.backwards([&](int64_t j) { apply_block<T, double>(s, unit, j, lines.data); });
         } else {
           W* own = reinterpret_cast<W*>(lines.data);
           make_lines<T, W>(s, unit, statistics, own);
-          for (int64_t j = blocks - 1; j >= 0; --j) apply_block<T, W>(s, unit, j, own);
+          s.backwards([&](int64_t j) { apply_block<T, W>(s, unit, j, own); });
         }
       }
       return 0;

@@ -57,6 +57,15 @@ int each(const Call& call, int64_t n, const F& work) {
 // How many of n equal pieces of work one task takes, so that it is worth a thread.
 inline int64_t grain(int64_t bytes_each) { return most(1, kGrain / most(1, bytes_each)); }
 
+// work(i) for n pieces of so many bytes, the last megabyte first, since what was read last is still in a cache; within a
+// megabyte as memory lies.
+template <class F>
+inline void last_first(int64_t n, int64_t bytes_each, const F& work) {
+  const int64_t some = most(1, (int64_t(1) << 20) / most(1, bytes_each));
+  for (int64_t end = n; end > 0; end -= some)
+    for (int64_t i = most(0, end - some); i < end; ++i) work(i);
+}
+
 // Most walks have no run or one, and a division costs as much as a vector's arithmetic.
 inline int64_t offset(const Walk& walk, int64_t i) {
   return walk.rank == 0 ? 0 : walk.rank == 1 ? i * walk.x[0] : walk.at(i).x;
@@ -66,6 +75,10 @@ inline Walk::Place place_at(const Walk& walk, int64_t i) {
   if (walk.rank == 1) return {i * walk.x[0], i * walk.affine[0], i * walk.group[0]};
   return walk.at(i);
 }
+
+// What is read next but one: several rows out of memory at once are more than a processor foresees. It may lie beyond the
+// array, since nothing is read by it.
+inline void soon(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // --- statistics -----------------------------------------------------------------------------------------------------
 
@@ -93,8 +106,8 @@ constexpr double kFarShift = 0.96;  // beyond 5 standard deviations
 constexpr double kLow = 0x1p-80, kHigh = 0x1p100;
 // A factor that brings doubles back from where their squares overflow, and its inverse for where they vanish.
 constexpr double kShrink = 0x1p-600;
-// rstd outside of which differences times rstd leave float's range.
-constexpr double kWideLow = 0x1p-110, kWideHigh = 0x1p100;
+// rstd outside of which differences, times a cotangent of ordinary size, leave float's range.
+constexpr double kWideLow = 0x1p-40, kWideHigh = 0x1p40;
 
 template <class T>
 bool in_range(const Call& call, double variance) {
@@ -114,7 +127,7 @@ struct Finished {
   double variance;
 };
 inline Finished finish(const Call& call, const Moments& m, double factor) {
-  const double variance = m.m2 / m.count;  // of x * factor
+  const double variance = m.m2 * (1 / m.count);  // of x * factor
   Finished out;
   if (factor == 1) {  // the usual case, without its divisions
     const double denominator = variance + call.eps;
@@ -156,21 +169,78 @@ void put(const Call& call, int64_t group, const Finished& f) {
   if (call.variance != nullptr) static_cast<W*>(call.variance)[group] = W(f.variance);
 }
 
-// A statistic as the loops use it: h = (x - mean) * rstd + rest, where rest carries what a float mean cannot.
+// Statistics of `n` groups from `first` on, with one count, where the moments of all are good, as they nearly always
+// are: then all of them at once in vectors. They round as those of `finish`.
+template <class T>
+inline bool settle_at_once(const Call& call, int64_t first, int64_t n, const double* mean, const double* m2,
+                           Statistic* out) {
+  const double share = 1 / double(call.geometry.count), eps = call.eps, high = kHigh;
+  const double low = call.removes_scale && eps == 0 ? kLow : -1;
+  if (kIsDouble<T> || (eps > 0 && eps < kLow)) return false;
+  int bad = 0;
+  for (int64_t i = 0; i < n; ++i) bad |= !(m2[i] * share >= low) | !(m2[i] * share <= high);
+  if (bad) return false;
+  for (int64_t i = 0; i < n; ++i)
+    out[i] = {mean[i], call.removes_scale ? 1 / __builtin_sqrt(m2[i] * share + eps) : 1};
+  typedef Work<T> W;
+  if (call.statistics != nullptr) memcpy(static_cast<void*>(call.statistics + first), out, size_t(n) * sizeof *out);
+  if (call.mean != nullptr)
+    for (int64_t i = 0; i < n; ++i) static_cast<W*>(call.mean)[first + i] = W(mean[i]);
+  if (call.variance != nullptr)
+    for (int64_t i = 0; i < n; ++i) static_cast<W*>(call.variance)[first + i] = W(m2[i] * share);
+  return true;
+}
+
+// A statistic as the loops use it: h = (mean - x) * minus + rest, where `rest` carries what a float mean cannot. It is
+// mean - x since a subtraction may take its second operand from memory.
 template <class A>
 struct Centre {
-  A mean, rstd, rest;
+  A mean = 0, minus = 0, rest = 0;
   Centre() {}
   explicit Centre(const Statistic& s)
-      : mean(A(s.mean)), rstd(A(s.rstd)), rest(A((mean - mean == 0 ? double(mean) - s.mean : 0) * s.rstd)) {}
+      : mean(A(s.mean)), minus(A(-s.rstd)), rest(A((mean - mean == 0 ? double(mean) - s.mean : 0) * s.rstd)) {}
 };
 
-// dx = dy * (rstd * scale) + h * slope + level
+// The same in all lanes. In registers: what lies in memory is read anew after each store, which might have changed it.
+template <class A>
+struct Centred {
+  Vec<A> mean, minus, rest;
+  Centred() {}
+  explicit Centred(const Centre<A>& k) : mean(broadcast(k.mean)), minus(broadcast(k.minus)), rest(broadcast(k.rest)) {}
+  Centred(Vec<A> mean, Vec<A> minus, Vec<A> rest) : mean(mean), minus(minus), rest(rest) {}
+  inline Vec<A> h(Vec<A> v) const { return fma(Vec<A>(mean - v), minus, rest); }
+  // In floats only mean - x: where all elements have one statistic, the rest can be done to their sums.
+  inline Vec<A> unscaled_h(Vec<A> v) const { return kIsDouble<A> ? h(v) : Vec<A>(mean - v); }
+};
+
+// The sum of g * h from those of g and of g times the unscaled h.
+template <class A>
+inline double scaled_sum(double plain, double with_unscaled_h, A minus, A rest) {
+  return kIsDouble<A> ? with_unscaled_h : double(minus) * with_unscaled_h + double(rest) * plain;
+}
+
+// dx = dy * (rstd * scale) + h * slope + level, this h unscaled. A slope that no float holds does not fit.
 template <class A>
 struct Projection {
   A slope, level;
+  bool fits;
   Projection() {}
-  Projection(const Call& call, const Statistic& s, const Sums& sums)
-      : slope(call.removes_scale ? A(-s.rstd * (sums.with_h / call.divisor)) : A(0)),
-        level(call.removes_mean ? A(-s.rstd * (sums.plain / call.divisor)) : A(0)) {}
+  Projection(const Call& call, const Statistic& s, const Sums& sums) {
+    const double over = call.removes_scale ? -s.rstd * (sums.with_h * call.share) : 0;
+    const double below = call.removes_mean ? -s.rstd * (sums.plain * call.share) : 0;
+    if (kIsDouble<A>) {
+      slope = A(over), level = A(below), fits = true;
+      return;
+    }
+    const double by = -s.rstd * over, size = by < 0 ? -by : by;
+    slope = A(by), level = A(double(Centre<A>(s).rest) * over + below);
+    // Where it is no number the group is lost, and its neighbours are to notice nothing.
+    fits = !(size > 0 && size < 0x1p-120) && !(size > 0x1p120 && size <= 0x1p1000);
+  }
 };
+
+// From x and g = dy to dx; `by` is rstd * scale.
+template <class A>
+inline Vec<A> dx_of(const Centred<A>& k, Vec<A> v, Vec<A> g, Vec<A> by, Vec<A> slope, Vec<A> level) {
+  return fma(g, by, fma(k.unscaled_h(v), slope, level));
+}

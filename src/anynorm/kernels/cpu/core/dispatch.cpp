@@ -129,12 +129,17 @@ void to_work(const void* from, int dtype, int64_t n, W* to) {
   widen_all<Brain>(from, n, to);
 }
 
-// Element i of a small array of type `dtype`.
-void put(double value, int dtype, int64_t i, void* array) {
-  if (dtype == ANYNORM_FLOAT64) return narrow(value, static_cast<double*>(array) + i);
-  if (dtype == ANYNORM_FLOAT32) return narrow(value, static_cast<float*>(array) + i);
-  if (dtype == ANYNORM_FLOAT16) return narrow(value, static_cast<Half*>(array) + i);
-  narrow(value, static_cast<Brain*>(array) + i);
+// Sums[i].*which for all i in a small array of type `dtype`.
+template <class T>
+void narrow_all(const Sums* sums, double Sums::*which, int64_t n, void* to) {
+  for (int64_t i = 0; i < n; ++i) narrow(sums[i].*which, static_cast<T*>(to) + i);
+}
+void put(const Sums* sums, double Sums::*which, int dtype, int64_t n, void* to) {
+  if (to == nullptr) return;
+  if (dtype == ANYNORM_FLOAT64) return narrow_all<double>(sums, which, n, to);
+  if (dtype == ANYNORM_FLOAT32) return narrow_all<float>(sums, which, n, to);
+  if (dtype == ANYNORM_FLOAT16) return narrow_all<Half>(sums, which, n, to);
+  narrow_all<Brain>(sums, which, n, to);
 }
 
 // One call, made ready: the geometry, and scale and offset in the work type.
@@ -157,7 +162,7 @@ struct Prepared {
     call.removes_scale = p.removes & ANYNORM_REMOVES_SCALE;
     call.threads = bytes < 2 * 64 * 1024 ? 1 : p.threads > 0 ? p.threads : processors();
     call.executor = p.executor;
-    call.divisor = double(call.geometry.count);
+    call.share = 1 / double(call.geometry.count);
     return ANYNORM_OK;
   }
 
@@ -241,13 +246,20 @@ int run_backward(const anynorm_problem& problem, const void* x, const void* dy, 
   if (const int failure = p.prepare(problem)) return failure;
   Call& call = p.call;
   const int64_t n = call.geometry.affine_size;
-  if (p.empty) {
-    for (int64_t i = 0; i < n; ++i) {
-      if (dscale != nullptr) put(0, problem.scale_dtype, i, dscale);
-      if (doffset != nullptr) put(0, problem.offset_dtype, i, doffset);
-    }
-    if (sums != nullptr && !sums_given) memset(sums, 0, size_t(call.geometry.groups) * sizeof(Sums));
+  std::unique_ptr<Sums[]> affine;
+  if (dscale != nullptr || doffset != nullptr) {
+    affine.reset(new (std::nothrow) Sums[size_t(n)]());
+    if (!affine) return ANYNORM_NO_MEMORY;
+    call.affine_sums = affine.get();
+  }
+  const auto put_affine = [&] {
+    put(affine.get(), &Sums::with_h, problem.scale_dtype, n, dscale);
+    put(affine.get(), &Sums::plain, problem.offset_dtype, n, doffset);
     return ANYNORM_OK;
+  };
+  if (p.empty) {
+    if (sums != nullptr && !sums_given) memset(sums, 0, size_t(call.geometry.groups) * sizeof(Sums));
+    return put_affine();
   }
   if (saved == nullptr) return ANYNORM_UNSUPPORTED;
   if (!p.take(scale, problem.scale_dtype, &p.scale, &call.scale)) return ANYNORM_NO_MEMORY;
@@ -255,12 +267,6 @@ int run_backward(const anynorm_problem& problem, const void* x, const void* dy, 
   const double* given_sums = sums;
   if (!p.take_pairs(saved, &own_saved, &saved) || (sums_given && !p.take_pairs(sums, &own_sums, &given_sums)))
     return ANYNORM_NO_MEMORY;
-  std::unique_ptr<Sums[]> affine;
-  if (dscale != nullptr || doffset != nullptr) {
-    affine.reset(new (std::nothrow) Sums[size_t(n)]());
-    if (!affine) return ANYNORM_NO_MEMORY;
-    call.affine_sums = affine.get();
-  }
   if (dx != dy) use_large_pages(dx, p.bytes);
   call.x = x;
   call.dy = dy;
@@ -269,13 +275,9 @@ int run_backward(const anynorm_problem& problem, const void* x, const void* dy, 
   call.statistics = const_cast<Statistic*>(reinterpret_cast<const Statistic*>(saved));
   call.sums = const_cast<Sums*>(reinterpret_cast<const Sums*>(given_sums));
   call.sums_given = sums_given;
-  if (count > 0) call.divisor = count;
+  if (count > 0) call.share = 1 / count;
   if (const int failure = loops().backward[problem.dtype](call)) return failure;
-  for (int64_t i = 0; i < n; ++i) {
-    if (dscale != nullptr) put(affine[i].with_h, problem.scale_dtype, i, dscale);
-    if (doffset != nullptr) put(affine[i].plain, problem.offset_dtype, i, doffset);
-  }
-  return ANYNORM_OK;
+  return put_affine();
 }
 
 }  // namespace

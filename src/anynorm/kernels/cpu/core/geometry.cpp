@@ -18,8 +18,10 @@ void add(Walk* walk, const Run& run) {
 }
 
 // Contiguous elements below which a stretch of rows is not worth its overhead where columns would serve as well: with
-// one scale for all of them, and with a scale each, which columns keep in place from row to row.
-constexpr int64_t kShort = 32, kShortAffine = 512;
+// one scale for all of them, where a group has many such pieces far from each other, and with a scale each, which columns
+// keep in place from row to row.
+constexpr int64_t kShort = 32, kShortPiece = 64, kShortAffine = 512;
+constexpr int64_t kManyPieces = 16;
 
 }  // namespace
 
@@ -60,7 +62,10 @@ bool analyse(const anynorm_problem& problem, Geometry* g) {
   int64_t contiguous = 1;
   for (int i = tail; i < rank; ++i) contiguous *= runs[i].extent;
 
-  const int64_t enough = plain_tail < rank ? kShort : kShortAffine;
+  int64_t pieces = 1;
+  for (int i = 0; i < tail; ++i)
+    if (runs[i].reduced) pieces *= runs[i].extent;
+  const int64_t enough = plain_tail == rank ? kShortAffine : pieces < kManyPieces ? kShort : kShortPiece;
   if (tail < rank && !(columns && contiguous < enough)) {
     g->family = kRows;
     for (int i = tail; i < rank; ++i) (i < plain_tail ? g->c : g->s) *= runs[i].extent;

@@ -37,7 +37,7 @@ struct Call {
   void* dx;
   bool sums_given;
   Sums* sums;         // for each statistic; NULL where nobody wants them
-  double divisor;     // the number of elements of a statistic
+  double share;       // 1 / the number of elements of a statistic
   Sums* affine_sums;  // for each element of scale, zero at first; NULL where nobody wants them
 };
 

@@ -6,30 +6,40 @@ struct RowsAtOnce {
   const T *x[R], *dy[R];
   T* dx[R];
   Centre<A> k[R];
+  Projection<A> p[R];
+  A rstd[R];
+
+  // What dx needs of row r; whether that fits.
+  bool take(const Call& call, int r, const Statistic& statistic, const Sums& sums) {
+    k[r] = Centre<A>(statistic), p[r] = Projection<A>(call, statistic, sums), rstd[r] = A(statistic.rstd);
+    return p[r].fits;
+  }
 
   // Sums of g and g * h into `sums`; of dy * h and dy into dscale and doffset unless they are NULL.
   template <bool Affine>
   inline void sum(const Work<T>* scale, A* dscale, A* doffset, int64_t n, Sums* sums) const {
-    constexpr int64_t L = kLanes<A>;
+    Centred<A> own[R];
+    for (int r = 0; r < R; ++r) own[r] = Centred<A>(k[r]);
     for (int64_t begin = 0; begin < n; begin += kBlock) {
-      const int64_t end = least(n, begin + kBlock);
       Vec<A> plain[R] = {}, with_h[R] = {};
-      int64_t i = begin;
-      for (; i + L <= end; i += L) {
-        const Vec<A> by = load<A>(scale + i);
-        Vec<A> ds = Affine ? load<A>(dscale + i) : Vec<A>{}, db = Affine ? load<A>(doffset + i) : Vec<A>{};
-        for (int r = 0; r < R; ++r) one<Affine>(r, load<A>(x[r] + i), load<A>(dy[r] + i), by, ds, db, plain, with_h);
-        if (Affine) store<A>(dscale + i, ds), store<A>(doffset + i, db);
-      }
-      if (i < end) {
-        const int64_t m = end - i;
-        const Vec<A> zero = {}, by = load_part<A>(scale + i, m, zero);
-        Vec<A> ds = Affine ? load_part<A>(dscale + i, m, zero) : zero;
-        Vec<A> db = Affine ? load_part<A>(doffset + i, m, zero) : zero;
-        for (int r = 0; r < R; ++r)
-          one<Affine>(r, load_part<A>(x[r] + i, m, broadcast(k[r].mean)), load_part<A>(dy[r] + i, m, zero), by, ds, db, plain, with_h);
-        if (Affine) store_part<A>(dscale + i, m, ds), store_part<A>(doffset + i, m, db);
-      }
+      const auto add = [&](int64_t at, auto lanes) {
+        const int64_t i = begin + at;
+        const Vec<A> by = lanes.load(scale + i);
+        Vec<A> ds = Affine ? lanes.load(dscale + i) : Vec<A>{}, db = Affine ? lanes.load(doffset + i) : Vec<A>{};
+        for (int r = 0; r < R; ++r) {
+          const Vec<A> h = own[r].h(lanes.load(x[r] + i, own[r].mean)), g = lanes.load(dy[r] + i), scaled = g * by;
+          if (Affine) {
+            ds = fma(g, h, ds);
+            db += g;
+          }
+          plain[r] += scaled;
+          with_h[r] = fma(scaled, h, with_h[r]);
+        }
+        if (Affine) lanes.store(dscale + i, ds), lanes.store(doffset + i, db);
+      };
+      over_vectors<A>(least(kBlock, n - begin), add, [&](int64_t at) {
+        for (int r = 0; r < R; ++r) soon(x[r] + R * n + begin + at), soon(dy[r] + R * n + begin + at);
+      });
       for (int r = 0; r < R; ++r) {
         sums[r].plain += sum_lanes(plain[r]);
         sums[r].with_h += sum_lanes(with_h[r]);
@@ -37,38 +47,20 @@ struct RowsAtOnce {
     }
   }
 
-  inline void project(const Work<T>* scale, int64_t n, const Projection<A>* p) const {
-    constexpr int64_t L = kLanes<A>;
+  inline void project(const Work<T>* scale, int64_t n) const {
+    Centred<A> own[R];
+    Vec<A> by[R], slope[R], level[R];
     for (int r = 0; r < R; ++r) {
-      const Vec<A> slope = broadcast(p[r].slope), level = broadcast(p[r].level);
-      int64_t i = 0;
-      for (; i + L <= n; i += L) {
-        const Vec<A> by = load<A>(scale + i) * k[r].rstd, here = h(r, load<A>(x[r] + i));
-        store<A>(dx[r] + i, fma(load<A>(dy[r] + i), by, fma(here, slope, level)));
-      }
-      if (i < n) {
-        const Vec<A> zero = {}, by = load_part<A>(scale + i, n - i, zero) * k[r].rstd;
-        const Vec<A> here = h(r, load_part<A>(x[r] + i, n - i, broadcast(k[r].mean)));
-        store_part<A>(dx[r] + i, n - i, fma(load_part<A>(dy[r] + i, n - i, zero), by, fma(here, slope, level)));
-      }
+      own[r] = Centred<A>(k[r]), by[r] = broadcast(rstd[r]);
+      slope[r] = broadcast(p[r].slope), level[r] = broadcast(p[r].level);
     }
-  }
-
- private:
-  inline Vec<A> h(int r, Vec<A> v) const { 
-    return fma(Vec<A>(v - k[r].mean), broadcast(k[r].rstd), broadcast(k[r].rest));
-  }
-
-  template <bool Affine>
-  inline void one(int r, Vec<A> v, Vec<A> g, Vec<A> by, Vec<A>& ds, Vec<A>& db, Vec<A>* plain, Vec<A>* with_h) const {
-    const Vec<A> here = h(r, v);
-    if (Affine) {
-      ds = fma(g, here, ds);
-      db += g;
-    }
-    g *= by;
-    plain[r] += g;
-    with_h[r] = fma(g, here, with_h[r]);
+    const auto make = [&](int64_t i, auto lanes) {
+      const Vec<A> s = lanes.load(scale + i);
+      for (int r = 0; r < R; ++r)
+        lanes.store(dx[r] + i, dx_of(own[r], lanes.load(x[r] + i, own[r].mean), lanes.load(dy[r] + i),
+                                     Vec<A>(s * by[r]), slope[r], level[r]));
+    };
+    over_vectors<A>(n, make, [](int64_t) {});
   }
 };
 
@@ -76,7 +68,7 @@ struct RowsAtOnce {
 template <class T, class A, int R>
 void backward_elements_at(const Call& call, int64_t group, const Work<T>* scale, A* dscale, A* doffset) {
   const Geometry& g = call.geometry;
-  Statistic statistic[R];
+  Statistic statistic[R] = {};
   Walk::Place at[R];
   Sums sums[R] = {};
   RowsAtOnce<T, A, R> rows;
@@ -86,7 +78,7 @@ void backward_elements_at(const Call& call, int64_t group, const Work<T>* scale,
     rows.k[r] = Centre<A>(statistic[r]);
     if (call.sums_given) sums[r] = call.sums[group + r];
   }
-  const auto piece = [&](int64_t i) {
+  const auto to_piece = [&](auto& rows, int64_t i) {
     const Walk::Place in = place_at(g.pieces, i);
     for (int r = 0; r < R; ++r) {
       rows.x[r] = static_cast<const T*>(call.x) + at[r].x + in.x;
@@ -97,7 +89,7 @@ void backward_elements_at(const Call& call, int64_t group, const Work<T>* scale,
   };
   if (!call.sums_given)
     for (int64_t i = 0; i < g.pieces.size; ++i) {
-      const int64_t place = piece(i);
+      const int64_t place = to_piece(rows, i);
       if (dscale != nullptr)
         rows.template sum<true>(scale + place, dscale + place, doffset + place, g.c, sums);
       else
@@ -106,22 +98,24 @@ void backward_elements_at(const Call& call, int64_t group, const Work<T>* scale,
   if (call.sums != nullptr && !call.sums_given)
     for (int r = 0; r < R; ++r) call.sums[group + r] = sums[r];
   if (call.dx == nullptr) return;
-  Projection<A> p[R];
-  for (int r = 0; r < R; ++r) p[r] = Projection<A>(call, statistic[r], sums[r]);
-  for (int64_t i = 0; i < g.pieces.size; ++i) {
-    const int64_t place = piece(i);
-    rows.project(scale + place, g.c, p);
-  }
+  const auto project = [&](auto& rows) {
+    bool fit = true;
+    for (int r = 0; r < R; ++r) fit &= rows.take(call, r, statistic[r], sums[r]);
+    for (int64_t i = 0; fit && i < g.pieces.size; ++i) {
+      const int64_t place = to_piece(rows, i);
+      rows.project(scale + place, g.c);
+    }
+    return fit;
+  };
+  RowsAtOnce<T, double, R> wide;
+  if (!project(rows)) project(wide);
 }
 
+// n numbers to as many doubles; zeros stay behind.
 template <class W>
-void pour(W* dscale, W* doffset, Sums* into, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    into[i].with_h += double(dscale[i]);
-    into[i].plain += double(doffset[i]);
-  }
-  memset(static_cast<void*>(dscale), 0, size_t(n) * sizeof(W));
-  memset(static_cast<void*>(doffset), 0, size_t(n) * sizeof(W));
+void pour(W* from, double* into, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) into[i] += double(from[i]);
+  memset(static_cast<void*>(from), 0, size_t(n) * sizeof(W));
 }
 
 // Groups are cut into batches by their number alone, so that sums do not depend on the threads.
@@ -132,11 +126,11 @@ int backward_elements(const Call& call) {
   const bool wants_affine = call.affine_sums != nullptr;
   constexpr int64_t kPour = 64;  // groups whose contributions to dscale are added in the array's own precision
   const int64_t bytes = 2 * g.count * int64_t(sizeof(T));
-  const int64_t batch = wants_affine ? most(32, (g.groups + 63) / 64) : grain(bytes);
+  const int64_t batch = wants_affine ? most(kPour, (g.groups + 63) / 64) : grain(bytes);
   const int64_t batches = (g.groups + batch - 1) / batch;
   bool shared = true;  // one place of scale for all groups
   for (int i = 0; i < g.outer.rank; ++i) shared = shared && g.outer.affine[i] == 0;
-  Buffer<Sums> partial(wants_affine ? batches * n : 0);
+  Buffer<double> partial(wants_affine ? 2 * batches * n : 0);
   Buffer<Work<T>> ones(call.scale == nullptr ? n : 0);
   if (partial.failed() || ones.failed()) return ANYNORM_NO_MEMORY;
   if (call.scale == nullptr)
@@ -146,9 +140,9 @@ int backward_elements(const Call& call) {
   const int failure = each(call, batches, [&](int64_t task) {
     Buffer<Work<T>> own(wants_affine ? 2 * n : 0);
     if (own.failed()) return int(ANYNORM_NO_MEMORY);
-    Work<T>*dscale = wants_affine ? own.data : nullptr, *doffset = wants_affine ? own.data + n : nullptr;
-    Sums* into = partial.data + task * n;
-    if (wants_affine) own.clear(2 * n), memset(static_cast<void*>(into), 0, size_t(n) * sizeof(Sums));
+    Work<T>*doffset = wants_affine ? own.data : nullptr, *dscale = wants_affine ? own.data + n : nullptr;
+    double* const into = partial.data + 2 * task * n;
+    if (wants_affine) own.clear(2 * n), memset(static_cast<void*>(into), 0, size_t(2 * n) * sizeof(double));
     const int64_t end = least(g.groups, (task + 1) * batch);
     int64_t poured = task * batch;
     for (int64_t i = task * batch; i < end;) {
@@ -163,12 +157,12 @@ int backward_elements(const Call& call) {
         Buffer<double> wider(wants_affine ? 2 * n : 0);
         if (wider.failed()) return int(ANYNORM_NO_MEMORY);
         wider.clear(wants_affine ? 2 * n : 0);
-        backward_elements_at<T, double, 1>(call, i, scale, wider.data, wants_affine ? wider.data + n : nullptr);
-        if (wants_affine) pour(wider.data, wider.data + n, into, n);
+        backward_elements_at<T, double, 1>(call, i, scale, wants_affine ? wider.data + n : nullptr, wider.data);
+        if (wants_affine) pour(wider.data, into, 2 * n);
         ++i;
       }
       if (wants_affine && (i - poured >= kPour || i == end)) {
-        pour(dscale, doffset, into, n);
+        pour(own.data, into, 2 * n);
         poured = i;
       }
     }
@@ -177,11 +171,12 @@ int backward_elements(const Call& call) {
   if (failure != 0 || !wants_affine) return failure;
   constexpr int64_t kTile = 1024;
   return each(call, (n + kTile - 1) / kTile, [&](int64_t tile) {
-    for (int64_t b = 0; b < batches; ++b)
-      for (int64_t i = tile * kTile; i < least(n, (tile + 1) * kTile); ++i) {
-        call.affine_sums[i].plain += partial[b * n + i].plain;
-        call.affine_sums[i].with_h += partial[b * n + i].with_h;
-      }
+    const int64_t begin = tile * kTile, end = least(n, begin + kTile);
+    double *plain = partial.data, *with_h = partial.data + n;
+    for (int64_t b = 1; b < batches; ++b)
+      for (int64_t i = begin; i < end; ++i)
+        plain[i] += partial[2 * b * n + i], with_h[i] += partial[(2 * b + 1) * n + i];
+    for (int64_t i = begin; i < end; ++i) call.affine_sums[i] = {plain[i], with_h[i]};
     return 0;
   });
 }

@@ -24,6 +24,7 @@ inline A amid(const T* x, int64_t n, A factor) {
   return ((one - other) * A(0.5) + other) * (Scaled ? factor : A(1));
 }
 
+// Of shift - x, since a subtraction may take its second operand from memory.
 template <class A>
 struct BlockSums {
   Vec<A> sum[4] = {}, square[4] = {};
@@ -49,7 +50,7 @@ struct BlockSums {
   template <bool Centred>
   inline void step(Vec<A> v, int64_t k, Vec<A> shift) {
     if (Centred) {
-      v -= shift;
+      v = shift - v;
       sum[k] += v;
     }
     square[k] = fma(v, v, square[k]);
@@ -63,7 +64,7 @@ inline void merge_block(Moments* m, const BlockSums<A>& block, A shift, int64_t 
   const double sum = sum_lanes(Vec<A>((block.sum[0] + block.sum[1]) + (block.sum[2] + block.sum[3])));
   const double mean = sum / double(n), lost = sum * mean;
   m->bad = m->bad || lost > kFarShift * square;
-  m->merge(double(n), double(shift) + mean, square > lost ? square - lost : square < lost ? 0 : square - lost);
+  m->merge(double(n), double(shift) - mean, square > lost ? square - lost : square < lost ? 0 : square - lost);
 }
 
 // How a group is cut into blocks: many short pieces in one, or many in a long piece.
@@ -124,129 +125,144 @@ Finished row_statistic(const Call& call, const Blocks& b, const T* group, const 
 template <class A, class T>
 inline void scale_stretch(const T* x, T* y, int64_t n, Centre<A> k, A scale, A offset) {
   constexpr int64_t L = kLanes<A>;
-  const A factor = k.rstd * scale;
-  const Vec<A> mean = broadcast(k.mean), a = broadcast(factor), b = broadcast(A(k.rest * scale + offset));
+  const Vec<A> mean = broadcast(k.mean), a = broadcast(A(k.minus * scale)), b = broadcast(A(k.rest * scale + offset));
+  const auto y_of = [&](Vec<A> v) { return fma(Vec<A>(mean - v), a, b); };
   int64_t i = 0;
   for (; i + 4 * L <= n; i += 4 * L)
-    for (int64_t j = 0; j < 4; ++j) store<A>(y + i + j * L, fma(Vec<A>(load<A>(x + i + j * L) - mean), a, b));
-  for (; i + L <= n; i += L) store<A>(y + i, fma(Vec<A>(load<A>(x + i) - mean), a, b));
-  if (i < n) store_part<A>(y + i, n - i, fma(Vec<A>(load_part<A>(x + i, n - i, mean) - mean), a, b));
+    for (int64_t j = 0; j < 4; ++j) store<A>(y + i + j * L, y_of(load<A>(x + i + j * L)));
+  for (; i + L <= n; i += L) store<A>(y + i, y_of(load<A>(x + i)));
+  if (i < n) store_part<A>(y + i, n - i, y_of(load_part<A>(x + i, n - i, mean)));
 }
 
 // A scale and an offset for each element; `offset` may be NULL.
 template <class A, class T>
-inline void scale_elements(const T* x, T* y, int64_t n, Centre<A> k, const Work<T>* scale, const Work<T>* offset) {
+inline void scale_elements(const T* x, T* y, int64_t n, Centre<A> centre, const Work<T>* scale, const Work<T>* offset) {
   constexpr int64_t L = kLanes<A>;
-  const Vec<A> mean = broadcast(k.mean), rstd = broadcast(k.rstd), rest = broadcast(k.rest), zero = {};
-  const auto h_of = [&](Vec<A> v) { return fma(Vec<A>(v - mean), rstd, rest); };
+  const Centred<A> k(centre);
+  const Vec<A> zero = {};
   int64_t i = 0;
-  if (offset != nullptr)
-    for (; i + L <= n; i += L)
-      store<A>(y + i, fma(h_of(load<A>(x + i)), load<A>(scale + i), load<A>(offset + i)));
-  else
-    for (; i + L <= n; i += L)
-      store<A>(y + i, Vec<A>(h_of(load<A>(x + i)) * load<A>(scale + i)));
+  if (offset != nullptr) {
+    const auto one = [&](int64_t at) {
+      store<A>(y + at, fma(k.h(load<A>(x + at)), load<A>(scale + at), load<A>(offset + at)));
+    };
+    for (; i + 4 * L <= n; i += 4 * L)
+      for (int64_t j = 0; j < 4; ++j) one(i + j * L);
+    for (; i + L <= n; i += L) one(i);
+  } else {
+    const auto one = [&](int64_t at) { store<A>(y + at, Vec<A>(k.h(load<A>(x + at)) * load<A>(scale + at))); };
+    for (; i + 4 * L <= n; i += 4 * L)
+      for (int64_t j = 0; j < 4; ++j) one(i + j * L);
+    for (; i + L <= n; i += L) one(i);
+  }
   if (i < n) {
-    const Vec<A> h = h_of(load_part<A>(x + i, n - i, mean));
+    const Vec<A> h = k.h(load_part<A>(x + i, n - i, k.mean));
     const Vec<A> b = offset == nullptr ? zero : load_part<A>(offset + i, n - i, zero);
     store_part<A>(y + i, n - i, fma(h, load_part<A>(scale + i, n - i, zero), b));
   }
 }
 
-// Elements [begin, end) of one piece, whose first scale is scale[0].
+// Elements [begin, end) of the pieces [from, to) of a group.
 template <class A, class T>
-void apply_rows(const Call& call, const T* x, T* y, const Work<T>* scale, const Work<T>* offset, int64_t begin,
-                int64_t end, const Statistic& statistic) {
-  const int64_t s = call.geometry.s;
-  const Centre<A> k(statistic);
-  if (call.geometry.c > 1 && s == 1 && scale != nullptr)
-    return scale_elements<A>(x + begin, y + begin, end - begin, k, scale + begin,
-                             offset == nullptr ? nullptr : offset + begin);
-  while (begin < end) {
-    const int64_t channel = begin / s, stop = least(end, (channel + 1) * s);
-    scale_stretch<A>(x + begin, y + begin, stop - begin, k, scale == nullptr ? A(1) : A(scale[channel]),
-                     offset == nullptr ? A(0) : A(offset[channel]));
-    begin = stop;
+void apply_pieces(const Call& call, const Walk::Place& at, const Centre<A>& k, int64_t from, int64_t to, int64_t begin,
+                  int64_t end) {
+  const Geometry& g = call.geometry;
+  const Work<T> *scale = static_cast<const Work<T>*>(call.scale), *offset = static_cast<const Work<T>*>(call.offset);
+  for (int64_t p = from; p < to; ++p) {
+    const Walk::Place in = place_at(g.pieces, p);
+    const T* x = static_cast<const T*>(call.x) + at.x + in.x;
+    T* y = static_cast<T*>(call.y) + at.x + in.x;
+    const Work<T>* by = scale == nullptr ? nullptr : scale + at.affine + in.affine;
+    const Work<T>* more = offset == nullptr ? nullptr : offset + at.affine + in.affine;
+    if (g.c > 1 && g.s == 1 && by != nullptr) {
+      scale_elements<A>(x + begin, y + begin, end - begin, k, by + begin, more == nullptr ? nullptr : more + begin);
+      continue;
+    }
+    int64_t channel = begin == 0 ? 0 : begin / g.s;
+    for (int64_t i = begin; i < end; ++channel) {
+      const int64_t stop = least(end, (channel + 1) * g.s);
+      scale_stretch<A>(x + i, y + i, stop - i, k, by == nullptr ? A(1) : A(by[channel]),
+                       more == nullptr ? A(0) : A(more[channel]));
+      i = stop;
+    }
   }
 }
 
 template <class T>
-void apply_group(const Call& call, const Walk::Place& at, const Statistic& statistic, int64_t piece, int64_t begin,
-                 int64_t end) {
-  const Walk::Place in = place_at(call.geometry.pieces, piece);
-  const Work<T>* scale = static_cast<const Work<T>*>(call.scale);
-  const Work<T>* offset = static_cast<const Work<T>*>(call.offset);
-  if (scale != nullptr) scale += at.affine + in.affine;
-  if (offset != nullptr) offset += at.affine + in.affine;
-  const T* x = static_cast<const T*>(call.x) + at.x + in.x;
-  T* y = static_cast<T*>(call.y) + at.x + in.x;
+void apply_group(const Call& call, const Walk::Place& at, const Statistic& statistic, int64_t from, int64_t to,
+                 int64_t begin, int64_t end) {
   if (is_wide<T>(statistic))
-    apply_rows<double>(call, x, y, scale, offset, begin, end, statistic);
+    apply_pieces<double, T>(call, at, Centre<double>(statistic), from, to, begin, end);
   else
-    apply_rows<Work<T>>(call, x, y, scale, offset, begin, end, statistic);
+    apply_pieces<Work<T>, T>(call, at, Centre<Work<T>>(statistic), from, to, begin, end);
 }
 
 // --- short rows ------------------------------------------------------------------------------------------------------
 
 // Groups of one block each, R at once: the processor works on one row's sums while another's are still on their way.
-// A row's own arithmetic is the same for every R.
+// A row's own arithmetic is the same for every R. A second moment is NaN, which nobody takes for a good one, where the
+// shift lay far from the mean.
 template <class A, bool Centred, int R, class T>
-inline void short_moments(const T* const* x, int64_t n, Moments* out) {
+inline void short_moments(const T* const* x, int64_t n, double* mean, double* m2) {
   constexpr int64_t L = kLanes<A>;
   A shift[R];
-  Vec<A> sum[R][2] = {}, square[R][2] = {};
-  for (int r = 0; r < R; ++r) shift[r] = Centred ? amid<A, false>(x[r], n, A(1)) : A(0);
-  const auto step = [&](int r, int k, Vec<A> v) {
+  Vec<A> about[R], sum[R] = {}, square[R] = {};
+  for (int r = 0; r < R; ++r) shift[r] = Centred ? amid<A, false>(x[r], n, A(1)) : A(0), about[r] = broadcast(shift[r]);
+  const auto step = [&](int r, Vec<A> v) {
     if (Centred) {
-      v -= broadcast(shift[r]);
-      sum[r][k] += v;
+      v = about[r] - v;
+      sum[r] += v;
     }
-    square[r][k] = fma(v, v, square[r][k]);
+    square[r] = fma(v, v, square[r]);
   };
   int64_t i = 0;
   for (; i + 2 * L <= n; i += 2 * L)
-    for (int r = 0; r < R; ++r) step(r, 0, load<A>(x[r] + i)), step(r, 1, load<A>(x[r] + i + L));
+    for (int r = 0; r < R; ++r) {
+      soon(x[r] + R * n + i);
+      step(r, load<A>(x[r] + i)), step(r, load<A>(x[r] + i + L));
+    }
   if (i + L <= n) {
-    for (int r = 0; r < R; ++r) step(r, 0, load<A>(x[r] + i));
+    for (int r = 0; r < R; ++r) step(r, load<A>(x[r] + i));
     i += L;
   }
   if (i < n)
-    for (int r = 0; r < R; ++r) step(r, 1, load_part<A>(x[r] + i, n - i, broadcast(shift[r])));
+    for (int r = 0; r < R; ++r) step(r, load_part<A>(x[r] + i, n - i, about[r]));
+  const double share = 1 / double(n);
+  for (int r = 0; r < R; ++r) mean[r] = Centred ? sum_lanes(sum[r]) : A(0), m2[r] = sum_lanes(square[r]);
   for (int r = 0; r < R; ++r) {
-    const double squares = sum_lanes(Vec<A>(square[r][0] + square[r][1]));
-    const double total = Centred ? sum_lanes(Vec<A>(sum[r][0] + sum[r][1])) : A(0);
-    const double mean = total / double(n), lost = total * mean;
-    out[r].count = double(n);
-    out[r].mean = double(shift[r]) + mean;
-    out[r].m2 = squares < lost ? 0 : squares - lost;
-    out[r].bad = lost > kFarShift * squares;
+    const double less = mean[r] * share, lost = mean[r] * less;
+    mean[r] = double(shift[r]) - less;
+    m2[r] = lost > kFarShift * m2[r] ? double(NAN) : m2[r] < lost ? 0 : m2[r] - lost;
   }
 }
 
-// Rows up to which four at once are read, and arrays up to which two of any length are: out of memory, rows of a page
-// and more come at two thirds of the speed when two are read at once.
-constexpr int64_t kFewBytes = 1024;
+// Bytes of a row up to which four are read at once.
+constexpr int64_t kShortRow = 4096;
 
+// R rows at once, of which `many` are to be had: the last one stands for those that are not.
 template <class T, int R>
-inline void short_rows(const Call& call, const Blocks& b, int64_t group) {
+inline void short_rows(const Call& call, const Blocks& b, int64_t group, int64_t many) {
+  typedef Work<T> W;
   const Geometry& g = call.geometry;
   Walk::Place at[R];
   const T* x[R];
-  Moments m[R];
   for (int r = 0; r < R; ++r) {
-    at[r] = place_at(g.outer, group + r);
+    at[r] = place_at(g.outer, group + least(r, many - 1));
     x[r] = static_cast<const T*>(call.x) + at[r].x;
   }
+  double mean[R], m2[R];
   if (call.removes_mean)
-    short_moments<Work<T>, true, R>(x, b.length, m);
+    short_moments<W, true, R>(x, b.length, mean, m2);
   else
-    short_moments<Work<T>, false, R>(x, b.length, m);
-  Finished f[R];
-  for (int r = 0; r < R; ++r) f[r] = row_statistic(call, b, x[r], m[r]);
-  for (int r = 0; r < R; ++r) {
-    put<Work<T>>(call, group + r, f[r]);
-    if (call.y != nullptr) apply_group<T>(call, at[r], f[r].statistic, 0, 0, b.length);
-  }
+    short_moments<W, false, R>(x, b.length, mean, m2);
+  Statistic found[R];
+  if (!settle_at_once<T>(call, group, many, mean, m2, found))
+    for (int r = 0; r < many; ++r) {
+      const Finished f = row_statistic(call, b, x[r], {double(b.length), mean[r], m2[r], false});
+      put<W>(call, group + r, f);
+      found[r] = f.statistic;
+    }
+  if (call.y == nullptr) return;
+  for (int r = 0; r < many; ++r) apply_group<T>(call, at[r], found[r], 0, 1, 0, b.length);
 }
 
 // --- the whole ------------------------------------------------------------------------------------------------------
@@ -268,17 +284,13 @@ int forward_rows(const Call& given) {
   const T* x = static_cast<const T*>(call.x);
   if (!(call.threads > 1 && g.groups < 2 * call.threads && bytes > 4 * kGrain)) {
     const int64_t each_task = grain(bytes);
-    const bool is_short = !call.given && g.pieces.size == 1 && b.number == 1;
-    constexpr int R = kVectorBytes == 64 ? 4 : 2;
+    const bool is_short = !call.given && g.pieces.size == 1 && bytes <= kShortRow;
     return each(call, (g.groups + each_task - 1) / each_task, [&](int64_t task) {
       const int64_t end = least(g.groups, (task + 1) * each_task);
       int64_t i = task * each_task;
       if (is_short) {
-        if (bytes <= kFewBytes)
-          for (; i + R <= end; i += R) short_rows<T, R>(call, b, i);
-        if (bytes <= kFewBytes || bytes * g.groups <= kInCache)
-          for (; i + 2 <= end; i += 2) short_rows<T, 2>(call, b, i);
-        for (; i < end; ++i) short_rows<T, 1>(call, b, i);
+        for (; i < end; i += 4) short_rows<T, 4>(call, b, i, least(4, end - i));
+        return 0;
       }
       for (; i < end; ++i) {
         const Walk::Place at = g.outer.at(i);
@@ -292,9 +304,7 @@ int forward_rows(const Call& given) {
           put<Work<T>>(call, i, f);
           statistic = f.statistic;
         }
-        // Backwards: what was read last is still in the cache.
-        if (call.y != nullptr)
-          for (int64_t p = g.pieces.size - 1; p >= 0; --p) apply_group<T>(call, at, statistic, p, 0, length);
+        if (call.y != nullptr) apply_group<T>(call, at, statistic, 0, g.pieces.size, 0, length);
       }
       return 0;
     });
@@ -338,7 +348,7 @@ int forward_rows(const Call& given) {
     const Walk::Place at = g.outer.at(i);
     for (int64_t j = from; j < least(all, from + each_task); ++j) {
       const int64_t begin = j % cuts * cut;
-      apply_group<T>(call, at, statistics[i], j / cuts, begin, least(length, begin + cut));
+      apply_group<T>(call, at, statistics[i], j / cuts, j / cuts + 1, begin, least(length, begin + cut));
     }
     return 0;
   });

@@ -75,7 +75,7 @@ inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 template <class T, class A>
 struct Convert {  // any pair, lane by lane; the pairs that matter follow
   static inline Vec<A> load(const T* p) {
-    Vec<A> v;
+    Vec<A> v = {};
     for (int64_t i = 0; i < kLanes<A>; ++i) v[i] = A(widen(p[i]));
     return v;
   }
@@ -221,11 +221,64 @@ inline void store_part<float, float>(float* p, int64_t n, Vec<float> v) {
 }
 #endif
 
+// One vector of an array, whole or its first n lanes; what is left to a loop over vectors is written once for both.
+template <class A>
+struct Whole {
+  template <class T>
+  static inline Vec<A> load(const T* p, Vec<A> = Vec<A>{}) {
+    return Convert<T, A>::load(p);
+  }
+  template <class T>
+  static inline void store(T* p, Vec<A> v) {
+    Convert<T, A>::store(p, v);
+  }
+};
+template <class A>
+struct Part {
+  const int64_t n;
+  template <class T>
+  inline Vec<A> load(const T* p, Vec<A> fill = Vec<A>{}) const {
+    return load_part<A>(p, n, fill);
+  }
+  template <class T>
+  inline void store(T* p, Vec<A> v) const {
+    store_part<A>(p, n, v);
+  }
+};
+
+// work(i, lanes) for all vectors of n elements, two a turn behind ahead(i).
+template <class A, class F, class G>
+inline void over_vectors(int64_t n, const F& work, const G& ahead) {
+  constexpr int64_t L = kLanes<A>;
+  int64_t i = 0;
+  for (; i + 2 * L <= n; i += 2 * L) ahead(i), work(i, Whole<A>()), work(i + L, Whole<A>());
+  if (i + L <= n) work(i, Whole<A>()), i += L;
+  if (i < n) work(i, Part<A>{n - i});
+}
+
+// work(i, lanes) for all vectors of n elements.
+template <class A, class F>
+inline void over_vectors(int64_t n, const F& work) {
+  constexpr int64_t L = kLanes<A>;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) work(i, Whole<A>());
+  if (i < n) work(i, Part<A>{n - i});
+}
+
 // --- sums over the lanes, always in the same order --------------------------------------------------------------------
 
 #if defined(__AVX512F__)
 inline float sum_lanes(Vec<float> v) { return _mm512_reduce_add_ps(__m512(v)); }
 inline double sum_lanes(Vec<double> v) { return _mm512_reduce_add_pd(__m512d(v)); }
+#elif defined(__AVX__)
+inline float sum_lanes(Vec<float> v) {
+  const __m256 pairs = _mm256_hadd_ps(__m256(v), __m256(v)), fours = _mm256_hadd_ps(pairs, pairs);
+  return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(fours), _mm256_extractf128_ps(fours, 1)));
+}
+inline double sum_lanes(Vec<double> v) {
+  const __m256d pairs = _mm256_hadd_pd(__m256d(v), __m256d(v));
+  return _mm_cvtsd_f64(_mm_add_sd(_mm256_castpd256_pd128(pairs), _mm256_extractf128_pd(pairs, 1)));
+}
 #else
 template <class V>
 inline auto sum_lanes(V v) -> decltype(v[0] + v[0]) {

@@ -4,13 +4,31 @@
 // multiple of a vector, `repeat` rows are taken as one, so that loops run over whole vectors. A unit is one tile of one
 // slab, its columns numbered 0..n-1; the rows that no longer fill a repeated one are its rest.
 
+struct Pair {
+  double a, b;
+};
+// Sums of what term(i) gives: four at a time, since one sum would wait for the addition before.
+template <class F>
+inline Pair sum_of(int64_t begin, int64_t end, const F& term) {
+  Pair sums[4] = {};
+  const auto add = [&](int64_t i, Pair& to) {
+    const Pair one = term(i);
+    to.a += one.a, to.b += one.b;
+  };
+  for (; begin + 4 <= end; begin += 4)
+    for (int k = 0; k < 4; ++k) add(begin + k, sums[k]);
+  for (; begin < end; ++begin) add(begin, sums[0]);
+  return {(sums[0].a + sums[1].a) + (sums[2].a + sums[3].a), (sums[0].b + sums[1].b) + (sums[2].b + sums[3].b)};
+}
+
 template <class T>
 struct Slabs {
   typedef Work<T> W;
   const Call& call;
   const Geometry& g;
   int64_t width, tile, tiles, units, repeat = 1, rows, rest = 0, per_piece, chunks;
-  bool four;  // rows at once, or two
+  bool large;
+  int64_t stretch = 1;  // neighbouring columns that are of one group, their scales being neighbours
   Buffer<int64_t> group_of, affine_of;  // of each column, within the slab
 
   explicit Slabs(const Call& c)
@@ -26,11 +44,13 @@ struct Slabs {
       while (odd * width < 4 * L) odd *= 2;
       if (odd * 4 <= g.rows) repeat = odd;
     }
+    const int last = g.columns.rank - 1;
+    if (last >= 0 && g.columns.group[last] == 0 && g.columns.affine[last] <= 1) stretch = g.columns.extent[last];
     rows = g.rows / repeat;
+    large = g.pieces.size * g.rows * tile * int64_t(sizeof(T)) > int64_t(1) << 20;
     rest = g.rows % repeat * width;
     per_piece = (rows + kRowsSummed - 1) / kRowsSummed;
     chunks = g.pieces.size * per_piece;
-    four = g.groups * g.count * int64_t(sizeof(T)) <= kInCache;
   }
 
   bool failed() const { return group_of.failed() || affine_of.failed(); }
@@ -67,10 +87,16 @@ struct Slabs {
     const bool is_rest = j >= chunks;
     const int64_t piece = is_rest ? j - chunks : j / per_piece, row = is_rest ? rows : j % per_piece * kRowsSummed;
     const T* x = array + place(unit).x + first_column(unit) + offset(g.pieces, piece) + row * stride;
-    if (is_rest) return {x, 1, rest, stride, false};
-    return {x, least(kRowsSummed, rows - row), n(unit), stride, four};
+    if (is_rest) return {x, 1, rest, stride, large};
+    return {x, least(kRowsSummed, rows - row), n(unit), stride, large};
   }
   int64_t blocks() const { return chunks + (rest > 0 ? g.pieces.size : 0); }
+
+  // work(j) for all blocks, what was read last first.
+  template <class F>
+  void backwards(const F& work) const {
+    last_first(blocks(), kRowsSummed * n(0) * int64_t(sizeof(T)), work);
+  }
 
   // Mean and second moment of each column of block j.
   template <class A, bool Scaled>
@@ -103,25 +129,29 @@ struct Slabs {
 
   // From columns to the groups of a unit; `out` has room for them.
   void to_groups(int64_t unit, const double* mean, const double* m2, Moments* out) const {
-    const int64_t first = first_group(unit), begin = first_column(unit), across = columns(unit);
     const double full = double(g.pieces.size * rows), more = double(g.pieces.size);
     for (int64_t k = 0; k < groups(unit); ++k) out[k] = {0, 0, 0, false};
     // About one column's mean, so that in a constant group all differences are exactly 0.
-    for (int64_t i = across - 1; i >= 0; --i) out[group_of[begin + i] - first].m2 = mean[i];
-    const auto over_columns = [&](auto work) {
-      for (int64_t i = 0, w = 0; i < n(unit); ++i) {
-        work(out[group_of[begin + w] - first], i, i < rest ? full + more : full);
-        if (++w == across) w = 0;
-      }
+    over_stretches(unit, [&](int64_t i, int64_t, int64_t group, int64_t) { out[group].m2 = mean[i]; });
+    const auto over_all = [&](auto work) {
+      for (int64_t before = 0; before < n(unit); before += columns(unit))
+        over_stretches(unit, [&](int64_t i, int64_t length, int64_t group, int64_t) {
+          work(out[group], before + i, before + i + length);
+        });
     };
-    over_columns([&](Moments& m, int64_t i, double count) {
-      m.count += count;
-      m.mean += count * (mean[i] - m.m2);
+    const auto count = [&](int64_t i) { return i < rest ? full + more : full; };
+    over_all([&](Moments& m, int64_t begin, int64_t end) {
+      const double about = m.m2;
+      const Pair sums = sum_of(begin, end, [&](int64_t i) { return Pair{count(i), count(i) * (mean[i] - about)}; });
+      m.count += sums.a, m.mean += sums.b;
     });
     for (int64_t k = 0; k < groups(unit); ++k) out[k].mean = out[k].m2 + out[k].mean / out[k].count, out[k].m2 = 0;
-    over_columns([&](Moments& m, int64_t i, double count) {
-      const double delta = mean[i] - m.mean;
-      m.m2 += m2[i] + count * delta * delta;
+    over_all([&](Moments& m, int64_t begin, int64_t end) {
+      const double about = m.mean;
+      const Pair sums = sum_of(begin, end, [&](int64_t i) {
+        return Pair{m2[i], count(i) * (mean[i] - about) * (mean[i] - about)};
+      });
+      m.m2 += sums.a + sums.b;
     });
   }
 
@@ -155,12 +185,16 @@ struct Slabs {
     return failure;
   }
 
-  // Call work(column, group, element of scale) for the columns of a unit, not repeated.
+  // Call work(column, how many from there on, their group, the first one's scale) for the columns of a unit, not
+  // repeated. A tile is cut between groups.
   template <class F>
-  void over_columns(int64_t unit, const F& work) const {
+  void over_stretches(int64_t unit, const F& work) const {
     const int64_t first = first_group(unit), begin = first_column(unit), affine = place(unit).affine;
-    for (int64_t i = 0; i < columns(unit); ++i) work(i, group_of[begin + i] - first, affine + affine_of[begin + i]);
+    for (int64_t i = 0; i < columns(unit); i += stretch)
+      work(i, stretch, group_of[begin + i] - first, affine + affine_of[begin + i]);
   }
+  // Elements of scale from one column of a stretch to the next.
+  int64_t scale_step() const { return g.columns.rank > 0 ? least(1, g.columns.affine[g.columns.rank - 1]) : 0; }
 
   // Whatever is known for the columns once, for their repetitions too.
   template <class A>

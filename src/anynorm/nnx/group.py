@@ -55,7 +55,7 @@ class GroupNorm(nnx.GroupNorm):
         reduced = range(1, x.ndim) if self.reduction_axes is None else normalized_axes(self.reduction_axes, x.ndim)
         if x.ndim - 1 not in reduced:
             raise ValueError(
-                f"reduction_axes={self.reduction_axes!r} must have the last axis, which is split in groups"
+                f"reduction_axes={self.reduction_axes!r} lacks the last axis, the one split into groups"
             )
         kept = tuple(i for i in range(x.ndim) if i not in reduced)
         spec = group(-1, x.ndim, self.num_groups, kept)

@@ -54,9 +54,7 @@ class GroupNorm(nnx.GroupNorm):
         x, scale, bias = promoted(self, jnp.asarray(x), value(self.scale), value(self.bias))
         reduced = range(1, x.ndim) if self.reduction_axes is None else normalized_axes(self.reduction_axes, x.ndim)
         if x.ndim - 1 not in reduced:
-            raise ValueError(
-                f"reduction_axes={self.reduction_axes!r} lacks the last axis, the one split into groups"
-            )
+            raise ValueError(f"reduction_axes={self.reduction_axes!r} lacks the last axis, the one split into groups")
         kept = tuple(i for i in range(x.ndim) if i not in reduced)
         spec = group(-1, x.ndim, self.num_groups, kept)
         return normalize(self, spec, self.num_groups * self.group_size, x, scale, bias, mask)[0]

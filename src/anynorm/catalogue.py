@@ -55,6 +55,13 @@ CATALOGUE: dict[str, Entry] = {
         sizes=(("g", 2),),
     ),
     "rms": Entry("... [c]", "RMS normalization", "Zhang, Sennrich 2019, arXiv:1910.07467", remove=("scale",)),
+    "rms_channels": Entry(
+        "... [c]",
+        "RMS normalization, channels",
+        "Zhang, Sennrich 2019, arXiv:1910.07467",
+        "n [c] ...",
+        remove=("scale",),
+    ),
     "filter_response": Entry(
         "n [...] c",
         "filter response normalization",
@@ -120,6 +127,19 @@ def layer(axis: int | Iterable[int], rank: int, remove: Iterable[str] = MOMENTS)
     """
     axes = normalized_axes(axis, rank)
     return _over(axes, axes, rank, remove)
+
+
+def last(lengths: Iterable[int], remove: Iterable[str] = MOMENTS) -> NormSpec:
+    """Normalize over the last axes, which have the given lengths and carry scale and offset.
+
+    >>> last((8, 5))
+    NormSpec.of('... [a0 a1]', affine='a0 a1', a0=8, a1=5)
+    """
+    sizes = {f"a{i}": length for i, length in enumerate(lengths)}
+    if not sizes:
+        raise ValueError("the normalized shape is empty; name the length of at least one axis")
+    names = " ".join(sizes)
+    return NormSpec.of(f"... [{names}]", affine=names, remove=remove, **sizes)
 
 
 def batch(axis: int | Iterable[int], rank: int) -> NormSpec:

@@ -114,6 +114,7 @@ def convert(
         raise ValueError(f'channels is "first" or "last", not {channels!r}')
     norm = source.read(layer)
     norm = checked(norm if rank is None else replace(norm, rank=rank))
+    norm = norm if target.ANY_SENTENCE else norm.named()
     moved = _placed(norm, source, target, channels)
     result = target.write(moved)
     if not check:

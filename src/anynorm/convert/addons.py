@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..ops import numpy as ops
-from .norm import LAST, Array, Norm, layout_of, neutral
+from .norm import LAST, Array, Norm, layout_of, neutral, shape_of
 
-CHANNELS = "last"
+CHANNELS, ANY_SENTENCE = "last", False
 _KINDS = {
     "GroupNormalization": "group",
     "InstanceNormalization": "instance",
@@ -33,19 +33,15 @@ def read(layer: Any) -> Norm:
     if _KINDS[name] == "response":
         return _response(config, weights)
     axis = config["axis"]
-    if axis not in (1, -1):
-        # Its reshape is right for these two only, so that a model trained with another one learned something else.
-        raise ValueError(f"Addons' {name} is not a {_KINDS[name]} normalization on axis {axis}; use 1 or -1")
+    if axis < -1:
+        # Its reshape is wrong there, so that a model trained with it learned something else.
+        raise ValueError(f"Addons' {name} on axis {axis} is no {_KINDS[name]} normalization; there is no counterpart")
     there = [config["scale"], config["center"]]
     if len(weights) != sum(there):
         raise ValueError(f"{name} with {config} has {sum(there)} weights, and {len(weights)} were given")
     values = iter(weights)
     scale, offset = (next(values) if yes else None for yes in there)
-    if scale is None and offset is None:
-        shape: tuple[int, ...] = ()
-    else:
-        shape = next(a.shape for a in (scale, offset) if a is not None)
-    kind, groups = _KINDS[name], config["groups"]
+    kind, groups, shape = _KINDS[name], config["groups"], shape_of(scale, offset)
     if kind == "group" and (groups == -1 or shape == (groups,)):
         kind = "instance"
     return Norm(

@@ -17,7 +17,7 @@ from ..keras import (
 )
 from .norm import Array, Norm, canonical, layout_of, neutral, shape_of
 
-CHANNELS = "last"
+CHANNELS, ANY_SENTENCE = "last", True
 _KINDS = {
     "batch": (keras.layers.BatchNormalization, BatchNormalization),
     "instance": (InstanceNormalization,),

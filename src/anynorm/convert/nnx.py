@@ -13,7 +13,7 @@ from ..nnx import Norm as SentenceNorm
 from ..spec import NormSpec
 from .norm import LAST, Array, Norm, layout_of, neutral
 
-CHANNELS = "last"
+CHANNELS, ANY_SENTENCE = "last", True
 
 
 def read(layer: Any) -> Norm:

@@ -84,6 +84,17 @@ class Norm:
         shape = np.moveaxis(np.empty(self.shape), source, target).shape
         return replace(self, shape=shape, scale=move(self.scale), offset=move(self.offset), channels=channels)
 
+    def named(self) -> Norm:
+        """A sentence that is filter response normalization's, as that; for who has no layer for sentences."""
+        if self.given is None or self.given.remove != ("scale",):
+            return self
+        axes = self.given.pattern.axes
+        kept = [i for i, axis in enumerate(axes) if not axis.shared]
+        for position, channels in ((FIRST, "first"), (len(axes) - 1, "last")):
+            if kept == [0, position] and self.given.affine_text in (None, axes[position].name):
+                return replace(self, kind="response", axes=(POSITIONS[channels],), channels=channels, given=None)
+        return self
+
     def spec(self, rank: int) -> NormSpec:
         """The sentence for an input of `rank` dimensions."""
         if self.given is not None:

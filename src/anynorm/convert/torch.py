@@ -21,9 +21,9 @@ from ..torch import (
     RMSNorm2d,
 )
 from ..torch import Norm as SentenceNorm
-from .norm import FIRST, Array, Norm, neutral
+from .norm import FIRST, Array, Norm, neutral, shape_of
 
-CHANNELS = "first"
+CHANNELS, ANY_SENTENCE = "first", True
 _BATCH = {2: BatchNorm1d, 3: BatchNorm1d, 4: BatchNorm2d, 5: BatchNorm3d}
 _INSTANCE = {3: InstanceNorm1d, 4: InstanceNorm2d, 5: InstanceNorm3d}
 _RANKS = {"1d": 3, "2d": 4, "3d": 5}
@@ -33,8 +33,7 @@ def read(layer: Any) -> Norm:
     scale, offset = (numpy(getattr(layer, name, None)) for name in ("weight", "bias"))
     common = {"scale": scale, "offset": offset, "training": layer.training}
     if isinstance(layer, SentenceNorm):
-        shape = () if scale is None else scale.shape
-        return Norm("sentence", (), shape, layer.eps, given=layer.spec, **common)
+        return Norm("sentence", (), shape_of(scale), layer.eps, given=layer.spec, **common)
     if isinstance(layer, torch.nn.GroupNorm):
         one = {"axes": (FIRST,), "shape": (layer.num_channels,), "channels": CHANNELS}
         return Norm("group", **one, eps=layer.eps, groups=layer.num_groups, **common)
@@ -44,9 +43,9 @@ def read(layer: Any) -> Norm:
         channels = CHANNELS if len(shape) > 1 else None
         if isinstance(layer, LayerNorm2d | RMSNorm2d):
             axes, channels = (FIRST,), CHANNELS
-        eps = (
-            torch.finfo(torch.float32 if scale is None else layer.weight.dtype).eps if layer.eps is None else layer.eps
-        )
+        # torch's default is the epsilon of the type in which the statistics are, float32 for all narrower ones.
+        double = scale is not None and scale.dtype == np.float64
+        eps = torch.finfo(torch.float64 if double else torch.float32).eps if layer.eps is None else layer.eps
         return Norm("layer" if is_layer else "rms", axes, shape, eps, channels=channels, **common)
     if isinstance(layer, torch.nn.modules.batchnorm._NormBase):
         return _with_statistics(layer, common)
@@ -80,7 +79,6 @@ def _with_statistics(layer: Any, common: dict[str, Any]) -> Norm:
 def write(norm: Norm) -> torch.nn.Module:
     layer = _made(norm)
     has = norm.scale is not None or norm.offset is not None
-    # torch has a bias only where it has a weight.
     values = dict(zip(("weight", "bias"), neutral(norm), strict=True)) if has else {}
     values |= {"running_mean": norm.mean, "running_var": norm.variance} if norm.mean is not None else {}
     state = layer.state_dict()
@@ -89,24 +87,26 @@ def write(norm: Norm) -> torch.nn.Module:
 
 
 def _made(norm: Norm) -> Any:
-    has = norm.scale is not None or norm.offset is not None
+    # torch has a bias only where it has a weight.
+    has, bias = norm.scale is not None or norm.offset is not None, norm.offset is not None
     rank, eps = norm.rank or 4, norm.eps
     is_first = norm.axes == (FIRST,) or (norm.kind != "batch" and norm.axes == (1 - rank,))
     if norm.kind == "batch" and (is_first or (rank == 2 and norm.axes == (-1,))):
         momentum = {"momentum": 1 - norm.keep, "correction": norm.correction}
-        return _class(_BATCH, rank, norm)(norm.features, eps, affine=has, **momentum)
+        return _class(_BATCH, rank, norm)(norm.features, eps, affine=has, bias=bias, **momentum)
     if norm.kind == "group" and is_first and norm.groups is not None:
-        return GroupNorm(norm.groups, norm.features, eps, affine=has)
+        return GroupNorm(norm.groups, norm.features, eps, affine=has, bias=bias)
     if norm.kind == "instance" and is_first:
-        return _class(_INSTANCE, rank, norm)(norm.features, eps, affine=has)
-    if norm.kind in ("layer", "rms") and norm.axes == tuple(range(-len(norm.axes), 0)):
-        return (LayerNorm if norm.kind == "layer" else RMSNorm)(norm.shape, eps, has)
-    if norm.kind in ("layer", "rms") and is_first:
-        return (LayerNorm2d if norm.kind == "layer" else RMSNorm2d)(norm.features, eps, has)
+        return _class(_INSTANCE, rank, norm)(norm.features, eps, affine=has, bias=bias)
+    is_last = norm.axes == tuple(range(-len(norm.axes), 0))
+    if norm.kind == "layer" and (is_last or is_first):
+        return (LayerNorm if is_last else LayerNorm2d)(norm.shape, eps, has, bias=bias)
+    if norm.kind == "rms" and (is_last or is_first):
+        return (RMSNorm if is_last else RMSNorm2d)(norm.shape, eps, has)
     if norm.kind == "batch":
         raise ValueError(f"torch's batch normalization has its channels on axis 1, and this one on {norm.axes}")
     spec = norm.spec(norm.sample_rank())
-    words = {"affine": spec.affine_text if has else "", "remove": spec.remove}
+    words = {"affine": spec.affine_text if has else "", "remove": spec.remove, "bias": bias}
     sizes = {name: n for name, n in norm.lengths().items() if name in spec.pattern.names}
     return SentenceNorm(spec.text, eps=eps, **words, **sizes)
 
@@ -135,4 +135,4 @@ def numpy(tensor: Any) -> np.ndarray | None:
     if tensor is None:
         return None
     tensor = torch.as_tensor(tensor).detach().cpu()
-    return np.array(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy().copy()

@@ -40,20 +40,24 @@ def read(layer: Any) -> Norm:
     scale, offset = numpy(getattr(layer, "gamma", None)), numpy(getattr(layer, "beta", None))
     if kind == "rms":
         scale = numpy(layer.scale)
-    common = {"scale": scale, "offset": offset, "eps": layer.epsilon, "rank": len(shape)}
+    common: dict[str, Any] = {"scale": scale, "offset": offset, "eps": layer.epsilon, "rank": len(shape)}
     if kind == "sentence":
         spec = layer.sentence(len(shape))
         return Norm(kind, (), shape_of(scale, offset), given=spec, **common)
     axes = canonical(layer.axis, len(shape))
     lengths = tuple(shape[a] for a in axes)
     moves = kind in ("batch", "group", "instance")
-    norm = {"axes": axes, "shape": lengths, "channels": layout_of(axes) if moves else CHANNELS if axes[1:] else None}
+    norm: dict[str, Any] = {
+        "axes": axes,
+        "shape": lengths,
+        "channels": layout_of(axes) if moves else CHANNELS if axes[1:] else None,
+    }
     if kind == "group" and layer.groups in (-1, lengths[0]):
         kind = "instance"
     groups = layer.groups if kind == "group" else None
     if kind != "batch":
         return Norm(kind, **norm, groups=groups, **common)
-    statistics = {"mean": numpy(layer.moving_mean), "variance": numpy(layer.moving_variance)}
+    statistics: dict[str, Any] = {"mean": numpy(layer.moving_mean), "variance": numpy(layer.moving_variance)}
     return Norm(kind, **norm, **statistics, keep=layer.momentum, **common)
 
 
@@ -72,10 +76,10 @@ def write(norm: Norm) -> keras.layers.Layer:
 
 def _made(norm: Norm) -> Any:
     axis = norm.axes[0] if len(norm.axes) == 1 else list(norm.axes)
-    common = {"epsilon": norm.eps, "center": norm.offset is not None, "scale": norm.scale is not None}
+    common: dict[str, Any] = {"epsilon": norm.eps, "center": norm.offset is not None, "scale": norm.scale is not None}
     if norm.kind == "batch":
         return BatchNormalization(axis, momentum=norm.keep, **common)
-    if norm.kind == "group":
+    if norm.kind == "group" and norm.groups is not None:
         return GroupNormalization(norm.groups, axis, **common)
     if norm.kind == "instance":
         return InstanceNormalization(axis, **common)
@@ -84,7 +88,8 @@ def _made(norm: Norm) -> Any:
     if norm.kind == "rms":
         return RMSNormalization(axis, norm.eps)
     spec = norm.spec(norm.sample_rank())
-    return Normalization(spec.text, affine=spec.affine_text or "", remove=spec.remove, **common, **dict(spec.sizes))
+    common |= dict(spec.sizes)
+    return Normalization(spec.text, affine=spec.affine_text or "", remove=spec.remove, **common)
 
 
 def run(layer: Any, x: np.ndarray) -> np.ndarray:

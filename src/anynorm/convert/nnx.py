@@ -20,7 +20,7 @@ def read(layer: Any) -> Norm:
     scale, offset, mean, variance = (numpy(getattr(layer, name, None)) for name in ("scale", "bias", "mean", "var"))
     if not hasattr(layer, "epsilon"):
         raise TypeError(f"{type(layer).__name__} is no normalization module of flax.nnx or anynorm.nnx")
-    common = {"scale": scale, "offset": offset, "eps": layer.epsilon}
+    common: dict[str, Any] = {"scale": scale, "offset": offset, "eps": layer.epsilon}
     if isinstance(layer, SentenceNorm):
         features = layer.num_features
         shape = (features,) if isinstance(features, int) else tuple(features or ())
@@ -32,7 +32,7 @@ def read(layer: Any) -> Norm:
         return Norm("group", (LAST,), (features,), groups=layer.num_groups, channels=CHANNELS, **common)
     if isinstance(layer, nnx.BatchNorm | nnx.InstanceNorm):
         axes = _axes(layer.axis if isinstance(layer, nnx.BatchNorm) else layer.feature_axes)
-        one = {"axes": axes, "shape": (layer.num_features,), "channels": layout_of(axes)}
+        one: dict[str, Any] = {"axes": axes, "shape": (layer.num_features,), "channels": layout_of(axes)}
         if len(axes) != 1:
             raise ValueError(f"channels on several axes, {axes}, have no counterpart; write a sentence, with Norm")
         if isinstance(layer, nnx.InstanceNorm):
@@ -70,11 +70,11 @@ def write(norm: Norm) -> nnx.Module:
 
 def _made(norm: Norm) -> Any:
     rngs = nnx.Rngs(0)
-    common = {"epsilon": norm.eps, "rngs": rngs}
-    both = {"use_bias": norm.offset is not None, "use_scale": norm.scale is not None, **common}
+    common: dict[str, Any] = {"epsilon": norm.eps, "rngs": rngs}
+    both: dict[str, Any] = {"use_bias": norm.offset is not None, "use_scale": norm.scale is not None, **common}
     axis = norm.axes[0] if len(norm.axes) == 1 else norm.axes
     if norm.kind == "batch":
-        training = {"use_running_average": not norm.training, "momentum": norm.keep}
+        training: dict[str, Any] = {"use_running_average": not norm.training, "momentum": norm.keep}
         return BatchNorm(norm.features, axis=axis, **training, **both)
     if norm.kind == "group" and axis == LAST:
         return GroupNorm(norm.features, norm.groups, **both)
@@ -85,13 +85,13 @@ def _made(norm: Norm) -> Any:
     if norm.kind == "rms":
         return RMSNorm(norm.features, reduction_axes=axis, feature_axes=axis, **common)
     spec: NormSpec = norm.spec(norm.sample_rank())
-    words = {"affine": spec.affine_text or "", "remove": spec.remove, **both}
-    return SentenceNorm(spec.text, norm.shape or None, **words, **dict(spec.sizes))
+    words: dict[str, Any] = {"affine": spec.affine_text or "", "remove": spec.remove, **dict(spec.sizes), **both}
+    return SentenceNorm(spec.text, norm.shape or None, **words)
 
 
 def run(layer: Any, x: np.ndarray) -> np.ndarray:
     """The module's answer outside training."""
-    more = {"use_running_average": True} if isinstance(layer, nnx.BatchNorm) else {}
+    more: dict[str, Any] = {"use_running_average": True} if isinstance(layer, nnx.BatchNorm) else {}
     return np.asarray(layer(jnp.asarray(x), **more))
 
 

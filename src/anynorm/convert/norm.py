@@ -161,7 +161,7 @@ def canonical(axis: Any, rank: int | None) -> tuple[int, ...]:
 
 def layout_of(axes: tuple[int, ...]) -> str | None:
     """ "first" or "last" for one axis of channels that lies there."""
-    return {(FIRST,): "first", (LAST,): "last"}.get(axes)
+    return next((name for name, position in POSITIONS.items() if axes == (position,)), None)
 
 
 def shape_of(*parameters: Array | None) -> tuple[int, ...]:

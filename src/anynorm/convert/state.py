@@ -58,7 +58,7 @@ def _renamed(name: str, value: np.ndarray, source: str, to: str) -> Iterator[tup
 
 def nested(flat: Mapping[str, Any], separator: str) -> dict[str, Any]:
     """`{"a.b": 1}` as `{"a": {"b": 1}}`, with numbers as numbers, as in the states of lists."""
-    tree: dict[str, Any] = {}
+    tree: dict[Any, Any] = {}
     for key, value in flat.items():
         *path, last = (int(part) if part.isdigit() else part for part in key.split(separator))
         branch = tree

@@ -31,11 +31,11 @@ _RANKS = {"1d": 3, "2d": 4, "3d": 5}
 
 def read(layer: Any) -> Norm:
     scale, offset = (numpy(getattr(layer, name, None)) for name in ("weight", "bias"))
-    common = {"scale": scale, "offset": offset, "training": layer.training}
+    common: dict[str, Any] = {"scale": scale, "offset": offset, "training": layer.training}
     if isinstance(layer, SentenceNorm):
         return Norm("sentence", (), shape_of(scale), layer.eps, given=layer.spec, **common)
     if isinstance(layer, torch.nn.GroupNorm):
-        one = {"axes": (FIRST,), "shape": (layer.num_channels,), "channels": CHANNELS}
+        one: dict[str, Any] = {"axes": (FIRST,), "shape": (layer.num_channels,), "channels": CHANNELS}
         return Norm("group", **one, eps=layer.eps, groups=layer.num_groups, **common)
     if isinstance(layer, torch.nn.LayerNorm | torch.nn.RMSNorm):
         is_layer, shape = isinstance(layer, torch.nn.LayerNorm), tuple(layer.normalized_shape)
@@ -79,7 +79,7 @@ def _with_statistics(layer: Any, common: dict[str, Any]) -> Norm:
 def write(norm: Norm) -> torch.nn.Module:
     layer = _made(norm)
     has = norm.scale is not None or norm.offset is not None
-    values = dict(zip(("weight", "bias"), neutral(norm), strict=True)) if has else {}
+    values: dict[str, Any] = dict(zip(("weight", "bias"), neutral(norm), strict=True)) if has else {}
     values |= {"running_mean": norm.mean, "running_var": norm.variance} if norm.mean is not None else {}
     state = layer.state_dict()
     layer.load_state_dict({k: array(values[k]) if k in values else v for k, v in state.items()})
@@ -92,7 +92,7 @@ def _made(norm: Norm) -> Any:
     rank, eps = norm.rank or 4, norm.eps
     is_first = norm.axes == (FIRST,) or (norm.kind != "batch" and norm.axes == (1 - rank,))
     if norm.kind == "batch" and (is_first or (rank == 2 and norm.axes == (-1,))):
-        momentum = {"momentum": 1 - norm.keep, "correction": norm.correction}
+        momentum: dict[str, Any] = {"momentum": 1 - norm.keep, "correction": norm.correction}
         return _class(_BATCH, rank, norm)(norm.features, eps, affine=has, bias=bias, **momentum)
     if norm.kind == "group" and is_first and norm.groups is not None:
         return GroupNorm(norm.groups, norm.features, eps, affine=has, bias=bias)
@@ -106,8 +106,8 @@ def _made(norm: Norm) -> Any:
     if norm.kind == "batch":
         raise ValueError(f"torch's batch normalization has its channels on axis 1, and this one on {norm.axes}")
     spec = norm.spec(norm.sample_rank())
-    words = {"affine": spec.affine_text if has else "", "remove": spec.remove, "bias": bias}
-    sizes = {name: n for name, n in norm.lengths().items() if name in spec.pattern.names}
+    words: dict[str, Any] = {"affine": spec.affine_text if has else "", "remove": spec.remove, "bias": bias}
+    sizes: dict[str, Any] = {name: n for name, n in norm.lengths().items() if name in spec.pattern.names}
     return SentenceNorm(spec.text, eps=eps, **words, **sizes)
 
 

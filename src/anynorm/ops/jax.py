@@ -71,9 +71,9 @@ def normalize_across(
     """`normalize` with one mean and variance for the arrays along a named axis of `shard_map`, `pmap` or `vmap`."""
     plan, formula = _plan(x, mask, spec, eps, None)
     work = layout.to_runs(Verbs, x, plan).astype(statistics_dtype(dtype(x)))
-    scale, offset = (None if a is None else _affine(x, a, plan).astype(work.dtype) for a in (scale, offset))
     devices = jax_devices.Devices(axis_name, axis_index_groups)
-    out = jax_devices.normalize(formula, work, scale, offset, _mask(x, mask, plan), devices)
+    arrays = _affine(x, scale, plan), _affine(x, offset, plan), _mask(x, mask, plan)
+    out = jax_devices.normalize(formula, work, *arrays, devices)
     y = layout.from_runs(Verbs, out["y"].astype(x.dtype), x, plan)
     return y, *_statistics(x, out["mean"], out["variance"], plan)
 

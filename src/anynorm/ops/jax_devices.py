@@ -45,6 +45,7 @@ def normalize(
     """y, mean and variance, all arrays shaped as runs and in the statistics' type; each part weighs its elements."""
     plan = formula.plan(x.shape)
     stats = _statistics(formula, x, mask, plan, devices)
+    scale, offset = (None if a is None else a.astype(x.dtype) for a in (scale, offset))
     y = composed.forward(Verbs, x, scale, offset, stats, plan, mask)
     mean, variance = (lax.stop_gradient(values) for values in (stats.mean(), stats.unscaled_variance()))
     return {"y": y, "mean": mean, "variance": variance}

@@ -172,7 +172,8 @@ def imported_by(code: str) -> set[str]:
         ("import anynorm, torch; anynorm.normalize(torch.ones(2, 3), '[n] c')", {"torch"}),
         ("import anynorm.torch as a, torch; a.LayerNorm(3)(torch.ones(2, 3))", {"torch"}),
         ("import anynorm, jax; anynorm.normalize(jax.numpy.ones((2, 3)), '[n] c')", {"jax"}),
-        ("import anynorm.nnx as a, jax, flax.nnx as n; a.LayerNorm(3, rngs=n.Rngs(0))", {"jax", "flax"}),
+        # Flax itself prints with rich.
+        ("import anynorm.nnx as a, flax.nnx as n; a.LayerNorm(3, rngs=n.Rngs(0))", {"jax", "flax", "rich"}),
         ("import anynorm.convert", set()),
         # The detector can fail: it sees what is imported in a roundabout way.
         ("import anynorm, importlib; importlib.import_module('anynorm.ops.torch')", {"torch"}),

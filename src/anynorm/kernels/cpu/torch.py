@@ -34,9 +34,11 @@ def forward(
     What is not asked for is None: for small arrays most of the time goes into making tensors.
     """
     x, scale, offset = _dense(x, plan), _small(scale, x, plan), _small(offset, x, plan)
-    y = torch.empty_like(x) if out is None else out
+    # Small arrays first: behind a large one they would keep its memory from joining the rest when it is given back, and
+    # the next y would lie in memory that no cache knows.
     mean, variance = _moments(x, plan) if statistics else (None, None)
     saved = _saved(x, plan) if gradient else None
+    y = torch.empty_like(x) if out is None else out
     calls.forward(
         _problem(x, scale, offset, plan, eps),
         x.data_ptr(),
@@ -70,9 +72,9 @@ def backward(
     scale, offset = _small(scale, x, plan), _small(offset, x, plan)
     if dy.dtype != x.dtype or dy.stride() != x.stride():
         dy = torch.empty_like(x).copy_(dy)
-    dx = torch.empty_like(x)
     dscale = None if scale is None else torch.empty_like(scale)
     doffset = None if offset is None else torch.empty_like(offset)
+    dx = torch.empty_like(x)
     calls.backward(
         _problem(x, scale, offset, plan, eps),
         x.data_ptr(),

@@ -32,6 +32,9 @@ MAY_IMPORT = {
     "ops": {"kernels", "plan", "precision", "spec"},
     "__init__": {"ops", "pattern", "spec"},
     "keras": {"ops", "catalogue", "pattern", "plan", "precision", "spec"},
+    "torch": {"ops", "catalogue", "pattern", "precision", "spec"},
+    "nnx": {"ops", "catalogue", "pattern", "plan", "precision", "spec"},
+    "convert": {"keras", "torch", "nnx", "ops", "catalogue", "plan", "spec"},
     "figures": {"catalogue", "pattern", "plan", "spec"},
     "cli": {"__init__", "figures", "keras", "kernels", "pattern", "plan", "spec"},
 }
@@ -94,8 +97,14 @@ def test_frameworks_are_imported_where_the_file_name_says_so(file):
     part = part_of(file)
     if part in ("ops", "kernels"):
         assert found <= {file.stem.split("_")[0]}
+    elif part == "torch":
+        assert found <= {"torch"}
     elif part in ("keras", "cli"):
         assert found <= {"keras"}
+    elif part == "nnx":
+        assert found <= {"flax", "jax"}
+    elif part == "convert":
+        assert found <= {"torch": {"torch"}, "keras": {"keras"}, "nnx": {"flax", "jax"}}.get(file.stem, set())
     else:
         assert not found
 
@@ -161,7 +170,11 @@ def imported_by(code: str) -> set[str]:
         ("import anynorm, numpy; anynorm.normalize(numpy.ones((2, 3)), '[n] c')", set()),
         ("import anynorm.catalogue, anynorm.plan, anynorm.reference, anynorm.kernels.select, anynorm.cli", set()),
         ("import anynorm, torch; anynorm.normalize(torch.ones(2, 3), '[n] c')", {"torch"}),
+        ("import anynorm.torch as a, torch; a.LayerNorm(3)(torch.ones(2, 3))", {"torch"}),
         ("import anynorm, jax; anynorm.normalize(jax.numpy.ones((2, 3)), '[n] c')", {"jax"}),
+        # Flax itself prints with rich.
+        ("import anynorm.nnx as a, flax.nnx as n; a.LayerNorm(3, rngs=n.Rngs(0))", {"jax", "flax", "rich"}),
+        ("import anynorm.convert", set()),
         # The detector can fail: it sees what is imported in a roundabout way.
         ("import anynorm, importlib; importlib.import_module('anynorm.ops.torch')", {"torch"}),
     ],
@@ -185,7 +198,10 @@ def test_import_takes_less_than_a_fifth_of_a_second():
     assert min(float(r.stdout) for r in run) < 0.2
 
 
-@pytest.mark.parametrize("module", ["anynorm", "anynorm.keras"])
+@pytest.mark.parametrize(
+    "module",
+    ["anynorm", "anynorm.keras", "anynorm.torch", "anynorm.torch.functional", "anynorm.nnx", "anynorm.convert"],
+)
 def test_every_public_name_has_a_docstring_with_an_example(module):
     public = importlib.import_module(module)
     assert public.__all__ == sorted(public.__all__)

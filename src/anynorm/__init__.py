@@ -3,7 +3,7 @@
     import anynorm
     y = anynorm.normalize(x, "n [...] (g [c])", g=8)     # NumPy, torch, JAX or TensorFlow
 
-Layers are in `anynorm.keras`. Importing `anynorm` imports NumPy and no framework.
+Layers are in `anynorm.keras`, `anynorm.torch` and `anynorm.nnx`. Importing `anynorm` imports NumPy and no framework.
 """
 
 from .ops import moments, normalize

@@ -55,6 +55,13 @@ CATALOGUE: dict[str, Entry] = {
         sizes=(("g", 2),),
     ),
     "rms": Entry("... [c]", "RMS normalization", "Zhang, Sennrich 2019, arXiv:1910.07467", remove=("scale",)),
+    "rms_channels": Entry(
+        "... [c]",
+        "RMS normalization, channels",
+        "Zhang, Sennrich 2019, arXiv:1910.07467",
+        "n [c] ...",
+        remove=("scale",),
+    ),
     "filter_response": Entry(
         "n [...] c",
         "filter response normalization",
@@ -101,6 +108,17 @@ def normalized_axes(axis: int | Iterable[int], rank: int) -> tuple[int, ...]:
     return tuple(positive)
 
 
+def over(
+    reduced: int | Iterable[int], carriers: int | Iterable[int], rank: int, remove: Iterable[str] = MOMENTS
+) -> NormSpec:
+    """Normalize over the axes `reduced`; the axes `carriers` have scale and offset.
+
+    >>> over((1, 2), -1, rank=4)
+    NormSpec.of('a0 [a1 a2] a3', affine='a3')
+    """
+    return _over(normalized_axes(reduced, rank), normalized_axes(carriers, rank), rank, remove)
+
+
 def layer(axis: int | Iterable[int], rank: int, remove: Iterable[str] = MOMENTS) -> NormSpec:
     """Normalize over the given axes, which carry scale and offset.
 
@@ -108,8 +126,20 @@ def layer(axis: int | Iterable[int], rank: int, remove: Iterable[str] = MOMENTS)
     NormSpec.of('a0 [a1] a2 a3', affine='a1')
     """
     axes = normalized_axes(axis, rank)
-    pattern = " ".join(f"[a{i}]" if i in axes else f"a{i}" for i in range(rank))
-    return NormSpec.of(pattern, affine=" ".join(f"a{i}" for i in axes), remove=remove)
+    return _over(axes, axes, rank, remove)
+
+
+def last(lengths: Iterable[int], remove: Iterable[str] = MOMENTS) -> NormSpec:
+    """Normalize over the last axes, which have the given lengths and carry scale and offset.
+
+    >>> last((8, 5))
+    NormSpec.of('... [a0 a1]', affine='a0 a1', a0=8, a1=5)
+    """
+    sizes = {f"a{i}": length for i, length in enumerate(lengths)}
+    if not sizes:
+        raise ValueError("the normalized shape is empty; name the length of at least one axis")
+    names = " ".join(sizes)
+    return NormSpec.of(f"... [{names}]", affine=names, remove=remove, **sizes)
 
 
 def batch(axis: int | Iterable[int], rank: int) -> NormSpec:
@@ -119,28 +149,40 @@ def batch(axis: int | Iterable[int], rank: int) -> NormSpec:
     NormSpec.of('[a0 a1] a2', affine='a2')
     """
     axes = normalized_axes(axis, rank)
-    pattern = " ".join(f"a{i}" if i in axes else f"[a{i}]" for i in range(rank))
-    return NormSpec.of(pattern, affine=" ".join(f"a{i}" for i in axes))
+    return _over(tuple(i for i in range(rank) if i not in axes), axes, rank)
 
 
-def group(axis: int | Iterable[int], rank: int, groups: int | None) -> NormSpec:
+def _over(reduced: tuple[int, ...], carriers: tuple[int, ...], rank: int, remove: Iterable[str] = MOMENTS) -> NormSpec:
+    pattern = " ".join(f"[a{i}]" if i in reduced else f"a{i}" for i in range(rank))
+    return NormSpec.of(pattern, affine=" ".join(f"a{i}" for i in carriers), remove=remove)
+
+
+def group(axis: int | Iterable[int], rank: int, groups: int | None, kept: tuple[int, ...] = (0,)) -> NormSpec:
     """Normalize each sample over groups of channels and everything that is no channel.
 
     Args:
         axis: the channels. Of several axes the first is the one split into groups.
         rank: number of dimensions, the batch in front.
         groups: into how many; None makes every channel its own (instance normalization).
+        kept: the axes besides the channels that have statistics of their own: the batch.
 
     >>> group(-1, rank=4, groups=8)
     NormSpec.of('n [a1 a2] (g [a3])', affine='(g a3)', g=8)
     >>> group(-1, rank=4, groups=None)
     NormSpec.of('n [a1 a2] a3', affine='a3')
+    >>> group(-1, rank=4, groups=8, kept=(0, 1))
+    NormSpec.of('n a1 [a2] (g [a3])', affine='(g a3)', g=8)
     """
     axes = normalized_axes(axis, rank)
-    if axes[0] == 0:
-        raise ValueError("axis 0 is the batch, and group normalization works within a sample; name the channel axis")
+    batch_axes = normalized_axes(kept, rank) if kept else ()
+    if both := set(axes).intersection(batch_axes):
+        raise ValueError(
+            f"axis {min(both)} is the batch, and group normalization works within a sample; name the channel axis"
+        )
     split = axes[0]
-    names = ["n", *(f"a{i}" if i in axes else f"[a{i}]" for i in range(1, rank))]
+    names = [f"a{i}" if i in axes + batch_axes else f"[a{i}]" for i in range(rank)]
+    if 0 in batch_axes:
+        names[0] = "n"
     carriers = [f"a{i}" for i in axes]
     if groups is None:
         return NormSpec.of(" ".join(names), affine=" ".join(carriers))

@@ -126,7 +126,7 @@ def _carefully(v: Verbs, x: Array, mask: Array | None, plan: Plan, eps: float) -
     if mask is not None or not isinstance(count, float):
         low, high = v.where(some, low, 0.0), v.where(some, high, 0.0)
 
-    power = _power_of_two(v, v.maximum(-low, high), largest_exponent(eps if plan.removes_scale else 0.0, fmt), fmt)
+    power = power_of_two(v, v.maximum(-low, high), largest_exponent(eps if plan.removes_scale else 0.0, fmt), fmt)
     if not plan.removes_scale:
         # Nothing is squared, so this is enough for the sum, and 1 / power times a scale stays in range.
         power = v.maximum(power, 2.0**-32)
@@ -263,7 +263,7 @@ def _differences(runs: Runs, x: Array, stats: Stats, mask: Array | None) -> Arra
     return v.where((runs.fold(mask) | finite) & some, d, 0.0)
 
 
-def _power_of_two(v: Verbs, largest: Array, top: int, fmt: Format) -> Array:
+def power_of_two(v: Verbs, largest: Array, top: int, fmt: Format) -> Array:
     """The power of two that brings `largest` into [1, 2), made from its exponent bits, and at most 2^top."""
     unit = 2**fmt.mantissa
     exponent = 2 * fmt.bias - v.view(largest, fmt.bits) // unit

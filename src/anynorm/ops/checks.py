@@ -28,7 +28,7 @@ def check(
 
     `erasing`: raise also where y would not depend on x.
     """
-    _check_shapes(
+    check_shapes(
         ops.dtype(x),
         ops.shape(x),
         None if scale is None else ops.shape(scale),
@@ -41,7 +41,7 @@ def check(
 
 
 @lru_cache(maxsize=8192)
-def _check_shapes(
+def check_shapes(
     dtype: str, shape: Shape, scale: Shape | None, offset: Shape | None, spec: NormSpec, erasing: bool
 ) -> None:
     statistics_dtype(dtype)

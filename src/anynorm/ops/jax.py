@@ -13,8 +13,8 @@ from ..plan import Plan
 from ..plan import plan as make_plan
 from ..precision import STATISTICS, statistics_dtype
 from ..spec import NormSpec
+from . import jax_devices, layout
 from . import jax_formula as composed
-from . import layout
 from .jax_formula import Formula, Verbs
 from .jax_primitives import call, forward_p, moments_p
 
@@ -56,6 +56,26 @@ def normalize(
     work = statistics_dtype(dtype(x))
     y, mean, variance = call(forward_p, formula, given, {"y": x.dtype, "mean": work, "variance": work}).values()
     return layout.from_runs(Verbs, y, x, plan), *_statistics(x, mean, variance, plan)
+
+
+def normalize_across(
+    x: Array,
+    scale: Array | None,
+    offset: Array | None,
+    mask: Array | None,
+    spec: NormSpec,
+    eps: float,
+    axis_name: Any,
+    axis_index_groups: Any = None,
+) -> tuple[Array, Array, Array]:
+    """`normalize` with one mean and variance for the arrays along a named axis of `shard_map`, `pmap` or `vmap`."""
+    plan, formula = _plan(x, mask, spec, eps, None)
+    work = layout.to_runs(Verbs, x, plan).astype(statistics_dtype(dtype(x)))
+    devices = jax_devices.Devices(axis_name, axis_index_groups)
+    arrays = _affine(x, scale, plan), _affine(x, offset, plan), _mask(x, mask, plan)
+    out = jax_devices.normalize(formula, work, *arrays, devices)
+    y = layout.from_runs(Verbs, out["y"].astype(x.dtype), x, plan)
+    return y, *_statistics(x, out["mean"], out["variance"], plan)
 
 
 @partial(jax.jit, static_argnames=("spec", "kernel"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -9,14 +11,18 @@ from torch.autograd import forward_ad
 
 from ..kernels import composed
 from ..kernels.cpu import torch as kernels
+from ..kernels.select import forced_by_environment
 from ..plan import Plan
+from ..precision import checked_eps
 from ..spec import NormSpec, spec_of
-from . import layout, torch_arrays, torch_compile
+from . import torch_arrays, torch_compile, torch_given
+from .checks import check_mask, check_shapes, written
 from .torch_arrays import Verbs
 
 Array = Any
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_THIS = sys.modules[__name__]
 
 
 def is_traced() -> bool:
@@ -59,12 +65,85 @@ def normalize(
     if is_traced():
         return normalize_traced(x, scale, offset, mask, spec.encode(), eps, kernel)
     plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
+    return _run(x, scale, offset, mask, plan, chosen, eps, kernel, True)
+
+
+def normalize_checked(
+    x: Array,
+    scale: Array | None,
+    offset: Array | None,
+    mask: Array | None,
+    sentence: str,
+    eps: float,
+    *,
+    statistics: bool = False,
+    erasing: bool = True,
+) -> tuple[Array, Array | None, Array | None]:
+    """y, and mean and variance if `statistics`, for arrays that nobody has looked at yet: what torch's layers call.
+
+    The checks cost no more than a look into the cache where the kernel is found. `erasing`: refuse too what would leave
+    nothing of x. The sentence comes as `NormSpec.encode` writes it: strings are quick to look up, and torch.compile
+    takes them as they are.
+    """
+    if is_traced():
+        return normalize_traced(x, scale, offset, mask, sentence, eps, None, erasing)
+    plan, chosen, eps = _checked_choice(*_looks(x, scale, offset, sentence), eps, mask is not None, erasing)
+    if mask is not None:
+        check_mask(_THIS, x, mask)
+    return _run(x, scale, offset, mask, plan, chosen, eps, None, statistics)
+
+
+def _looks(x: Array, scale: Array | None, offset: Array | None, sentence: str) -> tuple[Any, ...]:
+    """All that the checks and the choice of a kernel depend on."""
+    return (
+        x.shape,
+        x.stride(),
+        x.dtype,
+        x.device,
+        None if scale is None else scale.shape,
+        None if offset is None else offset.shape,
+        sentence,
+        forced_by_environment(),
+    )
+
+
+@lru_cache(maxsize=8192)
+def _checked_choice(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    scale: tuple[int, ...] | None,
+    offset: tuple[int, ...] | None,
+    sentence: str,
+    forced: str | None,
+    eps: float,
+    masked: bool,
+    erasing: bool,
+) -> tuple[Plan, str, float]:
+    spec = NormSpec.decode(sentence)
+    check_shapes(torch_arrays.name_of(dtype), tuple(shape), scale, offset, spec, erasing)
+    plan, chosen = torch_arrays.choice_of(shape, strides, dtype, device, spec, forced, masked)
+    return plan, chosen, checked_eps(eps)
+
+
+def _run(
+    x: Array,
+    scale: Array | None,
+    offset: Array | None,
+    mask: Array | None,
+    plan: Plan,
+    chosen: str,
+    eps: float,
+    kernel: str | None,
+    statistics: bool,
+) -> tuple[Array, Array, Array]:
     if chosen == "cpu" and _plain(x, scale, offset):
         if _wants(x, scale, offset):
-            y, mean, variance = _Kernel.apply(x, scale, offset, plan, eps)
+            y, mean, variance = _Kernel.apply(x, scale, offset, plan, eps, statistics)
         else:
-            y, mean, variance, _ = kernels.forward(x, scale, offset, plan, eps)
-        return y, *torch_arrays.kept_from_runs(x, mean, variance, plan)
+            y, mean, variance, _ = kernels.forward(x, scale, offset, plan, eps, statistics=statistics, gradient=False)
+        return y, *(torch_arrays.kept_from_runs(x, mean, variance, plan) if statistics else (None, None))
     y, mean, variance, *_ = _Normalize.apply(x, scale, offset, mask, plan, eps, kernel)
     return y, mean, variance
 
@@ -93,11 +172,13 @@ def _plain(*arrays: Array | None) -> bool:
     """Whether all have memory of their own with their values in it.
 
     The tensors of torch.func's transforms have none, and neither have zeros that autograd makes up; a lazily negated
-    view has the other sign in it.
+    view has the other sign in it; a scale that was left on another device is torch's to complain about.
     """
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    return all(a is None or (type(a) in _PLAIN and not a.is_neg() and not a._is_zerotensor()) for a in arrays)
+    return all(
+        a is None or (type(a) in _PLAIN and a.is_cpu and not a.is_neg() and not a._is_zerotensor()) for a in arrays
+    )
 
 
 def _wants(*arrays: Array | None) -> bool:
@@ -115,13 +196,16 @@ class _Kernel(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Array, scale: Array, offset: Array, plan: Plan, eps: float) -> tuple[Array, ...]:
-        y, mean, variance, saved = kernels.forward(x, scale, offset, plan, eps)
+    def forward(
+        ctx: Any, x: Array, scale: Array, offset: Array, plan: Plan, eps: float, statistics: bool
+    ) -> tuple[Array | None, ...]:
+        y, mean, variance, saved = kernels.forward(x, scale, offset, plan, eps, statistics=statistics)
         # Of the offset only its shape and type are needed.
         ctx.plan, ctx.eps, ctx.offset = plan, eps, offset
         ctx.save_for_backward(x, scale, saved)
         ctx.save_for_forward(x, scale)
-        ctx.mark_non_differentiable(mean, variance)
+        if statistics:
+            ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
@@ -129,8 +213,8 @@ class _Kernel(torch.autograd.Function):
         (x, scale, saved), offset = ctx.saved_tensors, ctx.offset
         batched = torch._C._functorch.is_legacy_batchedtensor(dy)
         if not torch.is_grad_enabled() and not batched and _plain(x, dy):
-            return *kernels.backward(x, dy, scale, offset, saved, ctx.plan, ctx.eps), None, None
-        return *torch_arrays.backward(x, dy, scale, offset, None, ctx.plan, ctx.eps), None, None
+            return *kernels.backward(x, dy, scale, offset, saved, ctx.plan, ctx.eps), None, None, None
+        return *torch_arrays.backward(x, dy, scale, offset, None, ctx.plan, ctx.eps), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, t: Array, t_scale: Array, t_offset: Array, *_: Any) -> tuple[Array | None, ...]:
@@ -198,11 +282,23 @@ def apply(
     x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, spec: NormSpec, eps: float
 ) -> Array:
     """Normalize with mean and variance given from outside, over the sentence's kept axes."""
-    plan, chosen = torch_arrays.choice(x, None, spec, None)
+    return apply_checked(x, mean, variance, scale, offset, spec.encode(), eps)
+
+
+def apply_checked(
+    x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, sentence: str, eps: float
+) -> Array:
+    """`apply` for arrays that nobody has looked at yet."""
+    if is_traced():
+        return torch_given.apply(x, mean, variance, scale, offset, sentence, eps)
+    plan, chosen, eps = _checked_choice(*_looks(x, scale, offset, sentence), eps, False, False)
+    for name, statistic in (("mean", mean), ("variance", variance)):
+        if statistic.shape != plan.kept.shape:
+            raise ValueError(
+                f"the {name} must have the shape {written(plan.kept.shape)} of the axes outside square brackets, and "
+                f"it has {written(tuple(statistic.shape))}"
+            )
     given = (x, mean, variance, scale, offset)
-    if chosen == "cpu" and not is_traced() and not _wants(*given) and _plain(*given):
+    if chosen == "cpu" and not _wants(*given) and _plain(*given):
         return kernels.apply(*given, plan, eps)
-    runs, scale, offset, _ = torch_arrays.enter(x, scale, offset, None, plan)
-    mean, variance = (torch_arrays.kept_to_runs(s, x, plan) for s in (mean, variance))
-    y = composed.forward(Verbs, runs, scale, offset, composed.given(Verbs, mean, variance, eps), plan)
-    return layout.from_runs(Verbs, y, x, plan).to(x.dtype)
+    return torch_given.apply(x, mean, variance, scale, offset, sentence, eps)

@@ -21,6 +21,10 @@ Array = Any
 _NAMES = {getattr(torch, name): name for name in STATISTICS}
 
 
+def name_of(dtype: torch.dtype) -> str:
+    return _NAMES.get(dtype) or str(dtype).removeprefix("torch.")
+
+
 class Verbs:
     """What the composed formula is made of."""
 
@@ -29,7 +33,7 @@ class Verbs:
 
     @staticmethod
     def dtype(x: Array) -> str:
-        return _NAMES.get(x.dtype) or str(x.dtype).removeprefix("torch.")
+        return name_of(x.dtype)
 
     @staticmethod
     def length(x: Array, d: int) -> int:
@@ -103,23 +107,21 @@ def plan_of(x: Array, spec: NormSpec) -> Plan:
 
 def choice(x: Array, mask: Array | None, spec: NormSpec, forced: str | None) -> tuple[Plan, str]:
     """The plan for x as it lies in memory, and the name of the kernel that computes it."""
-    return _choice(
-        x.shape, x.stride(), x.dtype, x.device.type, spec, forced or forced_by_environment(), mask is not None
-    )
+    return choice_of(x.shape, x.stride(), x.dtype, x.device, spec, forced or forced_by_environment(), mask is not None)
 
 
 @lru_cache(maxsize=8192)
-def _choice(
+def choice_of(
     shape: tuple[int, ...],
     strides: tuple[int, ...],
     dtype: Any,
-    device: str,
+    device: torch.device,
     spec: NormSpec,
     forced: str | None,
     masked: bool,
 ) -> tuple[Plan, str]:
     plan = make_plan(spec, tuple(shape), _memory_order(tuple(shape), strides))
-    return plan, select(plan, "torch", device, str(dtype).removeprefix("torch."), forced, masked).kernel
+    return plan, select(plan, "torch", device.type, name_of(dtype), forced, masked).kernel
 
 
 def forward(

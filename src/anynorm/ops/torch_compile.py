@@ -22,8 +22,10 @@ def normalize(
     sentence: str,
     eps: float,
     kernel: str | None,
+    erasing: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, variance, _ = _forward(x, scale, offset, mask, sentence, eps, kernel)
+    """y, mean and variance; `erasing`: refuse what would leave nothing of x."""
+    y, mean, variance, _ = _forward(x, scale, offset, mask, sentence, eps, kernel, erasing)
     return y, mean, variance
 
 
@@ -36,12 +38,13 @@ def _forward(
     sentence: str,
     eps: float,
     kernel: str | None,
+    erasing: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, mean, variance, and what the CPU kernel's gradient needs; zeros where another kernel ran."""
     from . import torch as ops
 
     spec = NormSpec.decode(sentence)
-    eps = check(ops, x, scale, offset, mask, spec, eps)
+    eps = check(ops, x, scale, offset, mask, spec, eps, erasing)
     plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
     if chosen == "cpu":
         y, mean, variance, saved = kernels.forward(x, scale, offset, plan, eps)
@@ -61,6 +64,7 @@ def _forward_fake(
     sentence: str,
     eps: float,
     kernel: str | None,
+    erasing: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean, variance = _moments_fake(x, mask, sentence)
     return torch.empty_like(x), mean, variance, x.new_empty((mean.numel(), 2), dtype=torch.float64)
@@ -96,7 +100,7 @@ def _backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *arrays, ctx.sentence, ctx.eps, ctx.kernel = inputs
+    *arrays, ctx.sentence, ctx.eps, ctx.kernel, _ = inputs
     ctx.save_for_backward(*arrays, output[3])
     ctx.mark_non_differentiable(*output[1:])
 
@@ -105,7 +109,7 @@ def _gradient(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
     x, scale, offset, mask, saved = ctx.saved_tensors
     dx, dscale, doffset = _backward(x, dy, scale, offset, mask, saved, ctx.sentence, ctx.eps, ctx.kernel)
     small = (None if s is None else d for s, d in ((scale, dscale), (offset, doffset)))
-    return dx, *small, None, None, None, None
+    return dx, *small, None, None, None, None, None
 
 
 _forward.register_autograd(_gradient, setup_context=_setup_context)

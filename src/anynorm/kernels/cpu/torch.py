@@ -19,21 +19,35 @@ _NAMES = {getattr(torch, name): name for name in DTYPES}
 
 
 def forward(
-    x: Array, scale: Array | None, offset: Array | None, plan: Plan, eps: float, out: Array | None = None
-) -> tuple[Array, Array, Array, Array]:
-    """y (in `out`, if that is given), mean and variance over the kept runs, and what the gradient needs."""
+    x: Array,
+    scale: Array | None,
+    offset: Array | None,
+    plan: Plan,
+    eps: float,
+    out: Array | None = None,
+    *,
+    statistics: bool = True,
+    gradient: bool = True,
+) -> tuple[Array, Array | None, Array | None, Array | None]:
+    """y (in `out`, if that is given), mean and variance over the kept runs, and what the gradient needs.
+
+    What is not asked for is None: for small arrays most of the time goes into making tensors.
+    """
     x, scale, offset = _dense(x, plan), _small(scale, x, plan), _small(offset, x, plan)
+    # Small arrays first: behind a large one they would keep its memory from joining the rest when it is given back, and
+    # the next y would lie in memory that no cache knows.
+    mean, variance = _moments(x, plan) if statistics else (None, None)
+    saved = _saved(x, plan) if gradient else None
     y = torch.empty_like(x) if out is None else out
-    mean, variance, saved = _statistics(x, plan)
     calls.forward(
         _problem(x, scale, offset, plan, eps),
         x.data_ptr(),
         None if scale is None else scale.data_ptr(),
         None if offset is None else offset.data_ptr(),
         y.data_ptr(),
-        mean.data_ptr(),
-        variance.data_ptr(),
-        saved.data_ptr(),
+        None if mean is None else mean.data_ptr(),
+        None if variance is None else variance.data_ptr(),
+        None if saved is None else saved.data_ptr(),
     )
     return y, mean, variance, saved
 
@@ -58,9 +72,9 @@ def backward(
     scale, offset = _small(scale, x, plan), _small(offset, x, plan)
     if dy.dtype != x.dtype or dy.stride() != x.stride():
         dy = torch.empty_like(x).copy_(dy)
-    dx = torch.empty_like(x)
     dscale = None if scale is None else torch.empty_like(scale)
     doffset = None if offset is None else torch.empty_like(offset)
+    dx = torch.empty_like(x)
     calls.backward(
         _problem(x, scale, offset, plan, eps),
         x.data_ptr(),
@@ -77,7 +91,7 @@ def backward(
 def moments(x: Array, plan: Plan) -> tuple[Array, Array]:
     """Mean and variance over the kept runs."""
     x = _dense(x, plan)
-    mean, variance, _ = _statistics(x, plan)
+    mean, variance = _moments(x, plan)
     calls.moments(_problem(x, None, None, plan, 0.0), x.data_ptr(), mean.data_ptr(), variance.data_ptr(), None)
     return mean, variance
 
@@ -140,10 +154,14 @@ def _like(values: Array | None, like: Array | None, small: Small) -> Array | Non
     return values.reshape(like.shape).to(like.dtype)
 
 
-def _statistics(x: Array, plan: Plan) -> tuple[Array, Array, Array]:
+def _moments(x: Array, plan: Plan) -> tuple[Array, Array]:
     # Apart: an operator's results may not share memory.
-    mean, variance = (x.new_empty(plan.groups or 0, dtype=_work(x)) for _ in range(2))
-    return mean, variance, x.new_empty((plan.groups or 0, 2), dtype=torch.float64)
+    groups, work = plan.groups or 0, _work(x)
+    return x.new_empty(groups, dtype=work), x.new_empty(groups, dtype=work)
+
+
+def _saved(x: Array, plan: Plan) -> Array:
+    return x.new_empty((plan.groups or 0, 2), dtype=torch.float64)
 
 
 def _work(x: Array) -> Any:

@@ -1,0 +1,76 @@
+"""Whole state dictionaries: the same arrays under the names that another framework gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+# The names of scale, offset, running mean and running variance, and what stands between a layer's name and theirs.
+NAMES = {
+    "torch": ("weight", "bias", "running_mean", "running_var"),
+    "keras": ("gamma", "beta", "moving_mean", "moving_variance"),
+    "nnx": ("scale", "bias", "mean", "var"),
+    "addons": ("gamma", "beta", "moving_mean", "moving_variance"),
+}
+SEPARATORS = {"torch": ".", "keras": "/", "nnx": ".", "addons": "/"}
+# Names besides: Keras's RMS normalization calls its weight scale.
+ALIASES = {"keras": {"scale": "gamma"}}
+NESTED = frozenset({"nnx"})
+# What a dialect has beyond these, by which of them it comes with.
+COMPANIONS = {"torch": {"running_mean": ("num_batches_tracked", 0)}}
+
+
+def converted(state: Mapping[str, Any], names: Mapping[str, str], source: str, to: str) -> dict[str, np.ndarray]:
+    """NumPy arrays by the target's names, flat."""
+    flat = dict(_flat(state, SEPARATORS[source]))
+    result: dict[str, np.ndarray] = {}
+    for ours, theirs in names.items():
+        found = {key: value for key, value in flat.items() if key == ours or key.startswith(ours + SEPARATORS[source])}
+        if not found:
+            raise KeyError(f'no entry of the state is called "{ours}" or begins with it; it has {", ".join(flat)}')
+        for key, value in found.items():
+            if key == ours:
+                result[theirs] = value
+                continue
+            name = key[len(ours) + len(SEPARATORS[source]) :]
+            for new, array in _renamed(name, value, source, to):
+                result[theirs + SEPARATORS[to] + new] = array
+    return result
+
+
+def _renamed(name: str, value: np.ndarray, source: str, to: str) -> Iterator[tuple[str, np.ndarray]]:
+    if name in {companion for companion, _ in COMPANIONS.get(source, {}).values()}:
+        return
+    known = ALIASES.get(source, {}).get(name, name)
+    if known not in NAMES[source]:
+        raise KeyError(
+            f'"{name}" is no parameter of a normalization in {source}: {", ".join(NAMES[source])}. Name layers of '
+            "normalization only, or map the entry itself, by its full name on both sides"
+        )
+    new = NAMES[to][NAMES[source].index(known)]
+    yield new, value
+    if new in COMPANIONS.get(to, {}):
+        companion, start = COMPANIONS[to][new]
+        yield companion, np.asarray(start)
+
+
+def nested(flat: Mapping[str, Any], separator: str) -> dict[str, Any]:
+    """`{"a.b": 1}` as `{"a": {"b": 1}}`, with numbers as numbers, as in the states of lists."""
+    tree: dict[Any, Any] = {}
+    for key, value in flat.items():
+        *path, last = (int(part) if part.isdigit() else part for part in key.split(separator))
+        branch = tree
+        for part in path:
+            branch = branch.setdefault(part, {})
+        branch[last] = value
+    return tree
+
+
+def _flat(state: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, separator, f"{prefix}{key}{separator}")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,21 @@
+"""Normalization modules for Flax NNX.
+
+The classes are subclasses of `flax.nnx`'s of the same name: constructors, parameter names and states are theirs, so
+that a state moves both ways and `isinstance` tests hold. What they compute keeps anynorm's precision, in both modes of
+differentiation and under every transformation. Importing this module imports JAX and Flax.
+
+What differs from Flax on purpose:
+
+- `use_fast_variance` has no effect: the variance is always the accurate one.
+- With `dtype` narrower than the input, the statistics see the input before it is cast, and the result is cast once.
+- Across devices (`axis_name`) every part weighs as many elements as it has under its `mask`.
+- A mask need not have the channels' length in `GroupNorm`; elements where it is false may be NaN.
+- A wrong number of features and an axis named twice are errors, and a statistic over one element is a warning.
+"""
+
+from .batch import BatchNorm
+from .group import GroupNorm, InstanceNorm
+from .layer import LayerNorm, RMSNorm
+from .sentence import Norm
+
+__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm"]

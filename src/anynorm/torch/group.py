@@ -1,0 +1,50 @@
+"""Group normalization."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import functional
+from .checks import check_channels
+
+
+class GroupNorm(torch.nn.GroupNorm):
+    """Group normalization: a group's channels, at all positions of a sample, share one mean and variance.
+
+        y = (x - mean) / sqrt(variance + eps) * weight + bias
+
+    As `torch.nn.GroupNorm`; a tensor in channels_last comes out in channels_last.
+
+    Source: Wu, He 2018, arXiv:1803.08494.
+
+    Args:
+        num_groups: into how many groups the channels are split.
+        num_channels: a multiple of `num_groups`.
+        eps: added to the variance.
+        affine: whether there are weight and bias, of shape (num_channels,).
+        device, dtype: of weight and bias.
+        bias: whether there is a bias.
+
+    Call arguments:
+        input: floating-point tensor (n, num_channels, ...).
+        mask: boolean, broadcastable to the input; elements where it is false do not enter the statistics.
+
+    Returns:
+        A tensor of the input's shape, type and memory format.
+
+    Raises:
+        ValueError: an input of another number of channels; statistics over one element, which torch answers with
+            zeros; a negative eps.
+        TypeError: an input of integers.
+
+    >>> import torch
+    >>> from anynorm.torch import GroupNorm
+    >>> layer = GroupNorm(3, 6)
+    >>> layer, layer(torch.randn(4, 6, 8, 8)).shape
+    (GroupNorm(3, 6, eps=1e-05, affine=True, bias=True), torch.Size([4, 6, 8, 8]))
+    """
+
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        check_channels(self, input, self.num_channels)
+        return functional.group_norm(input, self.num_groups, self.weight, self.bias, self.eps, mask=mask)

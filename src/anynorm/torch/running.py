@@ -1,0 +1,104 @@
+"""Running statistics: how they move."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_repeated() -> bool:
+    """Whether this forward pass runs inside a backward pass: activation checkpointing's second, of the same batch.
+
+    torch's checkpointing runs it there in both of its variants, and so do all that recompute in a backward function.
+    Compiled programs do not repeat what moves a buffer.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def move(
+    running_mean: Tensor,
+    running_var: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    count: int | Tensor,
+    momentum: float | Tensor,
+    correction: int = 1,
+) -> None:
+    """running += momentum * (batch - running), in place; of what is given for each sample, the average counts.
+
+    Args:
+        running_mean, running_var: (c,), of any floating-point type.
+        mean, variance: the batch's, biased; (c,) or (n, c).
+        count: how many elements each of them is over, one number or of their shape.
+        momentum: between 0 and 1.
+        correction: the variance is divided by count - correction. Where that is not positive it does not move, and
+            where nothing was counted neither does the mean.
+    """
+    if is_repeated():
+        return
+    if isinstance(count, Tensor):
+        _step(running_mean, *_average_of_some(mean, count > 0, momentum))
+        variance = variance * (count / (count - correction).clamp_min(1))
+        _step(running_var, *_average_of_some(variance, count > correction, momentum))
+        return
+    if count > 0:
+        _step(running_mean, _average(mean), momentum)
+    if count > correction:
+        _step(running_var, _average(variance) * (count / (count - correction)), momentum)
+
+
+def counted(input: Tensor, statistic: Tensor, mask: Tensor | None) -> int | Tensor:
+    """How many elements of the input (n, c, ...) each statistic, (c,) or (n, c), is over."""
+    if mask is not None:
+        kept = (1,) if statistic.ndim == 1 else (0, 1)
+        return mask.expand(input.shape).sum(dim=[d for d in range(input.ndim) if d not in kept])
+    return input.numel() // statistic.numel() if statistic.numel() else 0
+
+
+def _average(statistic: Tensor) -> Tensor:
+    return statistic if statistic.ndim == 1 else statistic.mean(0)
+
+
+def _average_of_some(statistic: Tensor, some: Tensor, momentum: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The average where `some`, and the momentum, 0 where there is none."""
+    statistic, some = torch.atleast_2d(statistic), torch.atleast_2d(some)
+    number = some.sum(0)
+    return torch.where(some, statistic, 0).sum(0) / number.clamp_min(1), momentum * (number > 0).to(statistic.dtype)
+
+
+def _step(running: Tensor, batch: Tensor, momentum: float | Tensor) -> None:
+    if isinstance(momentum, Tensor):
+        momentum = momentum.to(batch.dtype)
+    if running.dtype == batch.dtype:
+        running.lerp_(batch, momentum)
+    else:
+        running.copy_(running.to(batch.dtype).lerp(batch, momentum))
+
+
+def warn_of_one_value(input: Tensor) -> None:
+    """Not an error: the last batch of an epoch may have one sample, and training is to go on."""
+    if input.numel() == input.shape[1] and input.numel() and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"a batch of shape {tuple(input.shape)} has one value a channel, so that nothing of it is left, and the "
+            "running variance stays as it is; drop the last batch of an epoch, or make it larger",
+            stacklevel=4,
+        )
+
+
+def check_length(input: Tensor, **small: Tensor | None) -> None:
+    for name, values in small.items():
+        if values is not None and values.shape != input.shape[1:2]:
+            raise ValueError(
+                f"{name} must have one value for each of the {input.shape[1]} channels of an input of shape "
+                f"{tuple(input.shape)}, and its shape is {tuple(values.shape)}"
+            )
+
+
+def momentum_of(module: Any) -> float | Tensor:
+    """A module's momentum, and 1 / number of batches where it has none; the batch at hand is counted."""
+    if not is_repeated():
+        module.num_batches_tracked.add_(1)
+    return module.momentum if module.momentum is not None else 1.0 / module.num_batches_tracked

@@ -1,0 +1,110 @@
+"""Batch normalization whose statistics are those of all processes' batches together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from ..catalogue import CATALOGUE
+from ..ops.torch_processes import normalize as together
+from . import running
+from .batch import BatchNorm
+
+
+class SyncBatchNorm(BatchNorm):
+    """Batch normalization over the batches of all processes of a group; on CPUs (gloo) too, unlike torch.nn's.
+
+        y = (x - mean) / sqrt(variance + eps) * weight + bias
+
+    Counts, means and variances of the processes are combined by count, so that their batches may have different sizes,
+    or none. Where no process group was made, and outside training, it is `BatchNorm1d`, for an input of any rank.
+    Means travel and are combined as float64, since float32 cannot carry one at offset 1e6. It is no subclass of
+    `torch.nn.SyncBatchNorm`, which DistributedDataParallel refuses on CPUs, but of what all batch normalizations are.
+
+    Source: Ioffe, Szegedy 2015, arXiv:1502.03167.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, device, dtype, bias, correction: as for
+            `BatchNorm1d`.
+        process_group: whose processes share their statistics; None for all.
+
+    Call arguments, result and errors: those of `BatchNorm1d`.
+
+    >>> import torch
+    >>> from anynorm.torch import SyncBatchNorm
+    >>> SyncBatchNorm(6)(torch.randn(4, 6, 8, 8)).shape
+    torch.Size([4, 6, 8, 8])
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        correction: int = 1,
+    ) -> None:
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device=device,
+            dtype=dtype,
+            bias=bias,
+            correction=correction,
+        )
+        self.process_group = process_group
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"the input must be (n, c, ...), and its shape is {tuple(input.shape)}")
+
+    def normalize(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float | Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
+        group = self._processes() if training and self.training else None
+        if group is None:
+            return super().normalize(input, running_mean, running_var, training, momentum, mask)
+        spec = CATALOGUE["batch"].spec(channels_first=True)
+        y, mean, variance, count = together(input, self.weight, self.bias, mask, spec, self.eps, group)
+        if running_mean is not None and running_var is not None:
+            running.move(running_mean, running_var, mean, variance, count, momentum, self.correction)
+        return y
+
+    def _processes(self) -> Any:
+        """The group, unless there is but one process in it."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return None
+        group = self.process_group or distributed.group.WORLD
+        return group if distributed.get_world_size(group) > 1 else None
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: torch.nn.Module, process_group: Any = None) -> torch.nn.Module:
+        """Turn every batch normalization in a module, torch.nn's or anynorm's, into one of these, in place.
+
+        >>> import torch
+        >>> from anynorm.torch import SyncBatchNorm
+        >>> SyncBatchNorm.convert_sync_batchnorm(torch.nn.Sequential(torch.nn.BatchNorm2d(6)))[0]
+        SyncBatchNorm(6, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
+        """
+        for found in module.modules():
+            if isinstance(found, torch.nn.modules.batchnorm._BatchNorm):
+                found.__class__ = cls
+                found.process_group = process_group
+        return module

@@ -1,0 +1,318 @@
+"""Conversions: every layer to every framework and back, by its answer; and what each dialect calls otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_normalize import seed
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+keras = pytest.importorskip("keras")
+nnx = pytest.importorskip("flax.nnx")
+
+import anynorm.keras as K  # noqa: E402, N812
+import anynorm.nnx as A  # noqa: E402, N812
+import anynorm.torch as T  # noqa: E402, N812
+from anynorm.convert import convert, convert_state  # noqa: E402
+from anynorm.reference import Reference  # noqa: E402
+
+C = 6
+
+
+def values(*shape: int) -> np.ndarray:
+    return (seed(str(shape)).uniform(0.5, 1.5, shape) + np.arange(shape[-1])).astype(np.float32)
+
+
+def of_torch(layer: Any) -> Any:
+    state = layer.state_dict()
+    new = [torch.tensor(values(*v.shape) + i) if v.ndim else v for i, v in enumerate(state.values())]
+    layer.load_state_dict(dict(zip(state, new, strict=True)))
+    return layer.eval()
+
+
+def of_keras(layer: Any, *shape: int | None) -> Any:
+    layer.build(shape or (None, 5, 7, C))
+    layer.set_weights([values(*w.shape) + i for i, w in enumerate(layer.weights)])
+    return layer
+
+
+def of_nnx(layer: Any) -> Any:
+    names = ("scale", "bias", "mean", "var")
+    for i, name in enumerate(names):
+        variable = getattr(layer, name, None)
+        if variable is not None:
+            variable.set_value(values(*variable.shape) + i)
+    return layer
+
+
+def of_addons(name: str, *weights: np.ndarray, **config: Any) -> dict[str, Any]:
+    return {"class_name": f"Addons>{name}", "config": config, "weights": list(weights)}
+
+
+R = {"rngs": nnx.Rngs(0)}
+LAYERS = {
+    "torch batch": lambda: of_torch(torch.nn.BatchNorm2d(C, 1e-2, 0.3)),
+    "torch batch, 2 dimensions": lambda: of_torch(T.BatchNorm1d(C, affine=False)),
+    "torch group": lambda: of_torch(torch.nn.GroupNorm(3, C)),
+    "torch instance": lambda: of_torch(torch.nn.InstanceNorm1d(C, affine=True)),
+    "torch layer": lambda: of_torch(torch.nn.LayerNorm(C, bias=False)),
+    "torch layer, channels": lambda: of_torch(T.LayerNorm2d(C)),
+    "torch layer, image": lambda: of_torch(torch.nn.LayerNorm((C, 5, 7))),
+    "torch RMS": lambda: of_torch(torch.nn.RMSNorm(C)),
+    "torch sentence": lambda: of_torch(T.Norm("n h [w] (g [c])", affine="w (g c)", w=5, g=3, c=2)),
+    "keras batch": lambda: of_keras(keras.layers.BatchNormalization(momentum=0.8)),
+    "keras batch, channels first": lambda: of_keras(K.BatchNormalization(axis=1, scale=False), None, C, 5, 7),
+    "keras group": lambda: of_keras(keras.layers.GroupNormalization(3)),
+    "keras group, channels second": lambda: of_keras(K.GroupNormalization(2, axis=2), None, 5, C, 7),
+    "keras instance": lambda: of_keras(keras.layers.GroupNormalization(-1, center=False)),
+    "keras layer": lambda: of_keras(keras.layers.LayerNormalization(), None, 5, C),
+    "keras layer, the tutorial's": lambda: of_keras(K.LayerNormalization(axis=1)),
+    "keras layer, the middle": lambda: of_keras(K.LayerNormalization(axis=2)),
+    "keras layer, image": lambda: of_keras(keras.layers.LayerNormalization(axis=[1, 2, 3])),
+    "keras RMS": lambda: of_keras(keras.layers.RMSNormalization()),
+    "keras sentence": lambda: of_keras(K.Normalization("n [h] w c", affine="h")),
+    "nnx batch": lambda: of_nnx(nnx.BatchNorm(C, momentum=0.6, use_running_average=True, **R)),
+    "nnx group": lambda: of_nnx(nnx.GroupNorm(C, 2, **R)),
+    "nnx instance": lambda: of_nnx(A.InstanceNorm(C, feature_axes=1, **R)),
+    "nnx layer": lambda: of_nnx(nnx.LayerNorm(C, **R)),
+    "nnx RMS": lambda: of_nnx(nnx.RMSNorm(C, **R)),
+    "nnx sentence": lambda: of_nnx(A.Norm("n [t] c", C, remove="scale", **R)),
+    "addons group": lambda: of_addons("GroupNormalization", values(C), values(C) + 1, groups=3, axis=-1, epsilon=1e-3),
+    "addons instance": lambda: of_addons("InstanceNormalization", values(C), axis=1, center=False),
+    "addons response": lambda: of_addons(
+        "FilterResponseNormalization",
+        np.array([-0.5], np.float32),
+        values(1, 1, 1, C),
+        values(1, 1, 1, C) + 1,
+        learned_epsilon=True,
+    ),
+}
+
+
+# torch has an offset only beside a scale, and gives these one of ones.
+NO_SCALE = {"keras batch, channels first"}
+
+
+@pytest.mark.parametrize("to", ["torch", "keras", "nnx"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_there_and_back(name, to):
+    layer = LAYERS[name]()
+    there, difference = convert(layer, to=to, check=True)
+    assert type(there).__module__.split(".")[:2] == ["anynorm", to]
+    assert difference < 2e-5
+    back = name.split()[0]
+    if to == "nnx" and name.endswith("image"):
+        with pytest.raises(ValueError, match="does not say the lengths"):
+            convert(there, to=back)
+        return
+    again, difference = convert(there, to=back, check=True)
+    assert difference < 2e-5
+    once = convert(layer, to=back)
+    if to == "torch" and name in NO_SCALE:
+        assert (parameters(again)[0] == 1).all()
+        return
+    for a, b in zip(parameters(once), parameters(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def parameters(layer: Any) -> list[np.ndarray]:
+    if isinstance(layer, dict):
+        return layer["weights"]
+    if isinstance(layer, torch.nn.Module):
+        return [v.numpy() for k, v in layer.state_dict().items() if k != "num_batches_tracked"]
+    if isinstance(layer, keras.layers.Layer):
+        return layer.get_weights()
+    return [np.asarray(v[...]) for _, v in nnx.to_flat_state(nnx.state(layer))]
+
+
+def test_the_answer_is_float64_s():
+    """Not only the other layer's: from the numbers, by the oracle, in a layout that moved."""
+    layer = convert(LAYERS["torch batch"](), to="keras")
+    x = values(3, 5, 7, C) * 10
+    w = {name: np.asarray(getattr(layer, name)) for name in ("gamma", "beta", "moving_mean", "moving_variance")}
+    want = (x - w["moving_mean"].astype(float)) / np.sqrt(w["moving_variance"] + 1e-2) * w["gamma"] + w["beta"]
+    np.testing.assert_allclose(np.asarray(layer(x)), want, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(w["moving_variance"], values(C) + 3)
+    group = convert(LAYERS["addons group"](), to="torch")
+    want = Reference(x, "n [...] (g [c])", values(C), values(C) + 1, affine="g c", eps=1e-3, g=3).y
+    y = group(torch.tensor(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(y.detach().numpy(), want, rtol=0, atol=1e-5)
+
+
+def test_training_goes_on_as_it_was():
+    """Momentum mirrored, and each with its own rule for the running variance where the target has one."""
+    x = values(4, C) * np.array([[1.0], [2.0], [-1.0], [3.0]], np.float32)
+    old = of_torch(torch.nn.BatchNorm1d(C, momentum=0.3)).train()
+    ours, flax = convert(old, to="torch"), convert(old, to="nnx")
+    back = convert(flax, to="torch", rank=2)
+    assert (back.momentum, back.correction, ours.correction) == (pytest.approx(0.3), 0, 1)
+    layer = convert(old, to="keras", rank=2)
+    for module in (old, ours, back):
+        module(torch.tensor(x))
+    flax(x)
+    layer(x, training=True)
+    assert flax.momentum == layer.momentum == pytest.approx(0.7)
+    np.testing.assert_allclose(ours.running_var, old.running_var, rtol=1e-6)
+    for mean, variance in ((layer.moving_mean, layer.moving_variance), (flax.mean[...], flax.var[...])):
+        np.testing.assert_allclose(np.asarray(mean), old.running_mean, rtol=1e-5)
+        np.testing.assert_allclose(np.asarray(variance), back.running_var, rtol=1e-5)
+        np.testing.assert_allclose(np.asarray(variance), 0.7 * (values(C) + 3) + 0.3 * x.var(0), rtol=1e-5)
+    assert convert(old.eval(), to="nnx").use_running_average
+    assert not convert(flax, to="torch").eval().training
+
+
+def test_where_the_channels_go():
+    batch, layer = LAYERS["torch batch"](), LAYERS["torch layer, image"]()
+    assert convert(batch, to="keras").axis == -1
+    assert convert(batch, to="keras", channels="first").axis == 1
+    assert convert(batch, to="nnx", channels="first").axis == 1
+    assert isinstance(convert(LAYERS["keras layer"](), to="torch"), T.LayerNorm)
+    assert isinstance(convert(LAYERS["keras layer"](), to="torch", channels="first"), T.LayerNorm2d)
+    kept, moved = convert(layer, to="keras"), convert(layer, to="keras", channels="last", check=True).layer
+    assert (kept.gamma.shape, moved.gamma.shape) == ((C, 5, 7), (5, 7, C))
+    np.testing.assert_array_equal(np.asarray(moved.gamma), np.moveaxis(np.asarray(kept.gamma), 0, -1))
+    back = convert(moved, to="torch", channels="first", check=True).layer
+    np.testing.assert_array_equal(back.weight.detach(), layer.weight.detach())
+
+
+def test_which_class_torch_gets():
+    """By the rank that the layer knows, or that is said."""
+    image = LAYERS["keras batch"]()
+    assert isinstance(convert(image, to="torch"), T.BatchNorm2d)
+    assert isinstance(convert(LAYERS["nnx batch"](), to="torch", rank=5, check=True).layer, T.BatchNorm3d)
+    assert isinstance(convert(of_keras(K.BatchNormalization(), None, C), to="torch", check=True).layer, T.BatchNorm1d)
+    assert isinstance(convert(LAYERS["keras layer, the middle"](), to="torch"), T.Norm)
+
+
+def test_addons_both_ways():
+    made = convert(LAYERS["torch instance"](), to="addons")
+    assert made["class_name"] == "Addons>InstanceNormalization"
+    assert made["config"] == {"groups": -1, "axis": -1, "epsilon": 1e-5, "scale": True, "center": True}
+    response = convert(LAYERS["addons response"](), to="nnx")
+    assert response.epsilon == pytest.approx(0.5 + 1e-6)
+    again = convert(LAYERS["addons response"](), to="addons")
+    assert [w.shape for w in again["weights"]] == [(1, 1, 1, C)] * 2
+
+
+BARE = of_addons("InstanceNormalization", scale=False, center=False)
+BAD = of_addons("InstanceNormalization", values(C), values(C), axis=-2)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: convert(torch.nn.Linear(2, 3), to="keras"), "no normalization layer"),
+        (lambda: convert(keras.layers.Dense(3), to="torch"), "no normalization layer"),
+        (lambda: convert(nnx.Linear(2, 3, **R), to="torch"), "no normalization module"),
+        (lambda: convert(np.ones(3), to="torch"), "no layer of torch, Keras or Flax"),
+        (lambda: convert(torch.nn.GroupNorm(3, C), to="mxnet"), "no dialect"),
+        (lambda: convert(torch.nn.GroupNorm(3, C), to="keras", channels="middle"), '"first" or "last"'),
+        (lambda: convert(torch.nn.BatchNorm2d(C, momentum=None), to="keras"), "plain average"),
+        (lambda: convert(torch.nn.BatchNorm2d(C, track_running_stats=False), to="keras"), "no counterpart"),
+        (lambda: convert(torch.nn.InstanceNorm2d(C, track_running_stats=True), to="nnx"), "no counterpart"),
+        (lambda: convert(keras.layers.BatchNormalization(), to="torch"), "build it"),
+        (lambda: convert(of_keras(keras.layers.BatchNormalization(renorm=True)), to="torch"), "renorm"),
+        (lambda: convert(LAYERS["torch batch"](), to="torch", channels="last"), "channels on axis 1"),
+        (lambda: convert(LAYERS["torch batch"](), to="torch", rank=6), "for 6 dimensions"),
+        (lambda: convert(nnx.GroupNorm(C, 2, reduction_axes=(1, -1), **R), to="torch"), "with Norm"),
+        (lambda: convert(nnx.LayerNorm(C, reduction_axes=1, **R), to="torch"), "with Norm"),
+        (lambda: convert(BAD, to="torch"), "on axis -2"),
+        (lambda: convert(of_addons("WeightNormalization"), to="torch"), "none of the normalizations"),
+        (lambda: convert(of_addons("InstanceNormalization", values(C)), to="torch"), "2 weights"),
+        (
+            lambda: convert(BARE, to="torch"),
+            "how many channels",
+        ),
+        (lambda: convert(LAYERS["torch batch"](), to="addons"), "has no batch"),
+        (lambda: convert(LAYERS["torch batch"](), to="keras", check=True, tolerance=0.0), "differs by"),
+    ],
+)
+def test_errors_say_what_is_wrong(make, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        make()
+
+
+def test_a_wrong_conversion_is_found_out(monkeypatch):
+    """The check can fail: with another eps, with the channels moved the wrong way, with the parameters swapped."""
+    from anynorm.convert import nnx as dialect
+
+    write = dialect.write
+    for spoil in (
+        lambda norm: {"eps": 2 * norm.eps},
+        lambda norm: {"scale": norm.offset, "offset": norm.scale},
+        lambda norm: {"variance": norm.variance * 1.01},
+        lambda norm: {"mean": norm.mean[::-1]},
+    ):
+        monkeypatch.setattr(dialect, "write", lambda norm, spoil=spoil: write(dataclasses.replace(norm, **spoil(norm))))
+        with pytest.raises(ValueError, match="differs by"):
+            convert(LAYERS["torch batch"](), to="nnx", check=True)
+
+
+def models() -> dict[str, Any]:
+    """The same layers, untrained, as a model of each framework."""
+    in_torch = torch.nn.Sequential(torch.nn.Linear(4, C), torch.nn.BatchNorm1d(C), torch.nn.LayerNorm(C))
+    norms = [module(C, epsilon=1e-5, **R) for module in (nnx.BatchNorm, nnx.LayerNorm)]
+    in_nnx = nnx.Sequential(nnx.Linear(4, C, **R), *norms)
+    return {"torch": in_torch, "nnx": in_nnx}
+
+
+def test_whole_states_by_a_mapping_of_names():
+    made = models()
+    of_torch(made["torch"])
+    names = {"1": "layers.1", "2": "layers.2"}
+    state = convert_state(made["torch"].state_dict(), names, source="torch", to="nnx")
+    taken = nnx.state(made["nnx"])
+    nnx.replace_by_pure_dict(taken, state)
+    nnx.update(made["nnx"], taken)
+    x = values(5, C)
+    want = made["torch"][1:](torch.tensor(x)).detach()
+    made["nnx"].eval()
+    y = x
+    for layer in made["nnx"].layers[1:]:
+        y = layer(y)
+    np.testing.assert_allclose(y, want, rtol=0, atol=1e-5)
+    pure = nnx.to_pure_dict(nnx.state(made["nnx"]))
+    back = convert_state(pure, {theirs: ours for ours, theirs in names.items()}, source="nnx", to="torch")
+    fresh = models()["torch"]
+    assert set(back) == {key for key in fresh.state_dict() if not key.startswith("0")}
+    fresh.load_state_dict(back, strict=False)
+    for key, value in back.items():
+        if value.ndim:
+            np.testing.assert_array_equal(value, made["torch"].state_dict()[key])
+
+
+def test_states_of_every_pair():
+    arrays = {"gamma": values(C), "beta": values(C) + 1, "moving_mean": values(C) + 2, "moving_variance": values(C) + 3}
+    start = {f"a/bn/{name}": array for name, array in arrays.items()}
+    for one, other in itertools.permutations(["torch", "keras", "nnx"], 2):
+        there = convert_state(start, {"a/bn": "norm"}, source="keras", to=one)
+        middle = convert_state(there, {"norm": "x"}, source=one, to=other)
+        again = convert_state(middle, {"x": "a/bn"}, source=other, to="keras")
+        assert list(again) == list(start)
+        for key, array in start.items():
+            np.testing.assert_array_equal(again[key], array)
+    whole = convert_state({"k": {"kernel": values(3)}}, {"k.kernel": "conv/kernel"}, source="nnx", to="keras")
+    assert list(whole) == ["conv/kernel"]
+    with pytest.raises(KeyError, match="no entry"):
+        convert_state(start, {"b": "norm"}, source="keras", to="torch")
+    with pytest.raises(KeyError, match="no parameter of a normalization"):
+        convert_state({"fc.weight2": values(3)}, {"fc": "x"}, source="torch", to="keras")
+
+
+def test_converting_imports_no_third_framework():
+    code = (
+        "import sys, numpy as np, anynorm.convert as c\n"
+        "assert not {'torch', 'jax', 'keras', 'flax'} & set(sys.modules)\n"
+        "c.convert({'class_name': 'InstanceNormalization', 'config': {}, 'weights': [np.ones(3)] * 2}, to='torch')\n"
+        "assert not {'jax', 'keras', 'flax'} & set(sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

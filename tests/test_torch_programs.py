@@ -1,0 +1,168 @@
+"""What torch makes of anynorm.torch's modules: derivatives of functions, compiled and exported programs."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from test_torch_modules import IMAGE, MODULES, made, modules
+from torch import func
+
+import anynorm.torch as A  # noqa: N812
+
+
+def close(got: Any, wanted: Any) -> None:
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def double(name: str, args: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, torch.Tensor]:
+    """A module whose running statistics do not move under transforms, which forbid that, and an input."""
+    module = made(name, args, dtype=torch.float64)
+    if hasattr(module, "track_running_stats"):
+        module.running_mean = module.running_var = module.num_batches_tracked = None
+    torch.manual_seed(3)
+    return module, torch.randn(2, *shape[1:-2], 2, 7, dtype=torch.float64)
+
+
+@modules
+def test_derivatives_of_every_kind(name, args, shape, sentence, rest):
+    module, x = double(name, args, shape)
+    parameters = dict(module.named_parameters())
+    torch.manual_seed(4)
+    dy, t = torch.randn_like(x), torch.randn_like(x)
+
+    def loss(parameters: Any, x: torch.Tensor) -> torch.Tensor:
+        return (func.functional_call(module, parameters, (x,)) * dy).sum()
+
+    leaf = x.clone().requires_grad_()
+    wanted = torch.autograd.grad(loss(parameters, leaf), [leaf, *parameters.values()], create_graph=True)
+    close(func.grad(loss, argnums=1)(parameters, x), wanted[0])
+    for got, want in zip(func.grad(loss)(parameters, x).values(), wanted[1:], strict=True):
+        close(got, want)
+    close(func.jvp(lambda x: loss(parameters, x), (x,), (t,))[1], (wanted[0] * t).sum())
+    # A second derivative along t: by double backward, forward over reverse, and differences.
+    (twice,) = torch.autograd.grad((wanted[0] * t).sum(), leaf)
+    gradient = lambda x: func.grad(loss, argnums=1)(parameters, x)  # noqa: E731
+    close(func.jvp(gradient, (x,), (t,))[1], twice)
+    step = 1e-5
+    close((gradient(x + step * t) - gradient(x - step * t)) / (2 * step), twice)
+    many = torch.stack([x, 2 * x + 1])
+    close(func.vmap(gradient)(many), torch.stack([gradient(a) for a in many]))
+
+
+def test_hessian():
+    module, x = A.GroupNorm(2, 4, dtype=torch.float64), torch.randn(1, 4, 2, dtype=torch.float64)
+    loss = lambda x: module(x).sin().sum()  # noqa: E731
+    close(func.hessian(loss)(x), torch.autograd.functional.hessian(loss, x))
+
+
+def all_of_them() -> torch.nn.Sequential:
+    """One model of all modules, since what torch does for a program takes seconds whatever is in it."""
+    return torch.nn.Sequential(*(made(name, args) for name, args, *_ in MODULES))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_compiles_once_for_every_batch_size(training):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    eager, module = all_of_them().train(training), all_of_them().train(training)
+    compiled, counted = torch.compile(module, fullgraph=True, backend="aot_eager"), []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*lru_cache.*")
+        for n in (3, 4, 5, 7):
+            leaf = torch.randn(n, *IMAGE[1:], requires_grad=True)
+            other = leaf.detach().clone().requires_grad_()
+            dy = torch.randn(n, *IMAGE[1:])
+            got, wanted = (
+                [y := f(x), *torch.autograd.grad(y, [x, *m.parameters()], dy), *m.buffers()]
+                for f, m, x in ((compiled, module, leaf), (eager, eager, other))
+            )
+            for one, two in zip(got, wanted, strict=True):
+                close(one, two)
+            counted.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert counted == [1, 2, 2, 2], "one graph for the first size, one for all others"
+
+
+def test_compiles_with_a_mask_and_without_momentum():
+    torch._dynamo.reset()
+    eager, module = A.BatchNorm1d(6, momentum=None), A.BatchNorm1d(6, momentum=None)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        x, mask = torch.randn(5, 6, 7), torch.rand(5, 1, 7) < 0.7
+        close(compiled(x, mask=mask), eager(x, mask=mask))
+    for one, other in zip(module.buffers(), eager.buffers(), strict=True):
+        close(one, other)
+
+
+def test_inductor():
+    torch._dynamo.reset()
+    module, x = A.BatchNorm2d(6).eval(), torch.randn(2, 6, 5, 7)
+    close(torch.compile(module, fullgraph=True)(x), module(x))
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+def test_export_for_any_batch_size(strict, tmp_path):
+    module = all_of_them().eval()
+    program = torch.export.export(
+        module, (torch.randn(IMAGE),), dynamic_shapes=({0: torch.export.Dim("n")},), strict=strict
+    )
+    torch.export.save(program, tmp_path / "program.pt2")
+    program = torch.export.load(tmp_path / "program.pt2")
+    for n in (3, 5):
+        x = torch.randn(n, *IMAGE[1:])
+        close(program.module()(x), module(x))
+
+
+# Node by node: since which opset it is the module's function, and for how many modules it stands. Before opset 21 the
+# affine parameters of GroupNormalization were a group's, which is another function.
+NODES = {
+    "LayerNormalization": (17, 2),
+    "InstanceNormalization": (17, 1),
+    "BatchNormalization": (17, 2),
+    "GroupNormalization": (21, 1),
+    "RMSNormalization": (23, 2),
+}
+
+
+@pytest.mark.parametrize("opset", [17, 18, 21, 23])
+def test_onnx_has_single_nodes(opset, tmp_path):
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    # torch's new exporter starts at opset 18, and its old one knows no RMS normalization.
+    is_old = opset == 17
+    names = [name for name, *_ in MODULES if not (is_old and name.startswith("RMS"))]
+    module = torch.nn.Sequential(*(made(name, args) for name, args, *_ in MODULES if name in names)).eval()
+    x, file = torch.randn(IMAGE), str(tmp_path / "model.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (x,), file, opset_version=opset, dynamo=not is_old, verbose=False)
+    model = onnx.load(file)
+    assert [o.version for o in model.opset_import if o.domain == ""] == [opset]
+    kinds = Counter(node.op_type for node in model.graph.node)
+    for node, (since, number) in NODES.items():
+        # Older opsets write group normalization as an instance normalization of other shapes.
+        extra = node == "InstanceNormalization" and opset < NODES["GroupNormalization"][0]
+        assert kinds[node] == (number + extra if opset >= since else 0), node
+    if opset == 23:
+        assert set(kinds) <= {*NODES, "Transpose", "Constant", "Identity"}
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    close(torch.tensor(y), module(x))
+
+
+def test_onnx_takes_no_mask(tmp_path):
+    pytest.importorskip("onnxscript")
+
+    class Masked(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = A.LayerNorm(6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(x, mask=x > 0)
+
+    with pytest.raises(Exception, match="take no mask"):
+        torch.onnx.export(Masked(), (torch.randn(4, 6),), tmp_path / "m.onnx", dynamo=False, opset_version=17)

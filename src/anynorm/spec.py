@@ -73,8 +73,7 @@ class NormSpec:
         >>> NormSpec.of("n [...] (g [c])", g=8).encode()
         'n [...] (g [c])|(g c)|mean scale|g=8'
         """
-        sizes = " ".join(f"{name}={size}" for name, size in self.sizes)
-        return "|".join((self.text, self.affine_text or "", " ".join(self.remove), sizes))
+        return _encoded(self)
 
     @staticmethod
     def decode(code: str) -> NormSpec:
@@ -91,6 +90,12 @@ class NormSpec:
             words.append(f"remove={self.remove!r}")
         words += [f"{name}={size}" for name, size in self.sizes]
         return f"NormSpec.of({', '.join(words)})"
+
+
+@lru_cache(maxsize=4096)
+def _encoded(spec: NormSpec) -> str:
+    sizes = " ".join(f"{name}={size}" for name, size in spec.sizes)
+    return "|".join((spec.text, spec.affine_text or "", " ".join(spec.remove), sizes))
 
 
 def spec_of(

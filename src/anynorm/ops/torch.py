@@ -87,15 +87,17 @@ def normalize_checked(
     """
     if is_traced():
         return normalize_traced(x, scale, offset, mask, sentence, eps, None, erasing)
-    plan, chosen, eps = _checked_choice(*_looks(x, scale, offset, sentence), eps, mask is not None, erasing)
+    plan, chosen, eps = _choose(x, scale, offset, sentence, eps, mask is not None, erasing)
     if mask is not None:
         check_mask(_THIS, x, mask)
     return _run(x, scale, offset, mask, plan, chosen, eps, None, statistics)
 
 
-def _looks(x: Array, scale: Array | None, offset: Array | None, sentence: str) -> tuple[Any, ...]:
-    """All that the checks and the choice of a kernel depend on."""
-    return (
+def _choose(
+    x: Array, scale: Array | None, offset: Array | None, sentence: str, eps: float, masked: bool, erasing: bool
+) -> tuple[Plan, str, float]:
+    """The plan, the kernel and eps, after all checks; cached by what they depend on."""
+    return _checked_choice(
         x.shape,
         x.stride(),
         x.dtype,
@@ -104,6 +106,9 @@ def _looks(x: Array, scale: Array | None, offset: Array | None, sentence: str) -
         None if offset is None else offset.shape,
         sentence,
         forced_by_environment(),
+        eps,
+        masked,
+        erasing,
     )
 
 
@@ -176,9 +181,10 @@ def _plain(*arrays: Array | None) -> bool:
     """
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    return all(
-        a is None or (type(a) in _PLAIN and a.is_cpu and not a.is_neg() and not a._is_zerotensor()) for a in arrays
-    )
+    for a in arrays:  # noqa: SIM110 - a generator would take as long as all that it asks
+        if a is not None and (type(a) not in _PLAIN or not a.is_cpu or a.is_neg() or a._is_zerotensor()):
+            return False
+    return True
 
 
 def _wants(*arrays: Array | None) -> bool:
@@ -291,13 +297,13 @@ def apply_checked(
     """`apply` for arrays that nobody has looked at yet."""
     if is_traced():
         return torch_given.apply(x, mean, variance, scale, offset, sentence, eps)
-    plan, chosen, eps = _checked_choice(*_looks(x, scale, offset, sentence), eps, False, False)
-    for name, statistic in (("mean", mean), ("variance", variance)):
-        if statistic.shape != plan.kept.shape:
-            raise ValueError(
-                f"the {name} must have the shape {written(plan.kept.shape)} of the axes outside square brackets, and "
-                f"it has {written(tuple(statistic.shape))}"
-            )
+    plan, chosen, eps = _choose(x, scale, offset, sentence, eps, False, False)
+    kept = plan.kept.shape
+    if mean.shape != kept or variance.shape != kept:
+        raise ValueError(
+            f"mean and variance must have the shape {written(kept)} of the axes outside square brackets, and they have "
+            f"{written(tuple(mean.shape))} and {written(tuple(variance.shape))}"
+        )
     given = (x, mean, variance, scale, offset)
     if chosen == "cpu" and not _wants(*given) and _plain(*given):
         return kernels.apply(*given, plan, eps)

@@ -38,15 +38,13 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         self._check_input_dim(input)
         check_channels(self, input, self.num_features)
-        moves = self.training and self.track_running_stats and self.running_mean is not None
-        return self.normalize(
-            input,
-            self.running_mean if moves or not self.training else None,
-            self.running_var if moves or not self.training else None,
-            self.training or (self.running_mean is None and self.running_var is None),
-            running.momentum_of(self) if moves else 0.0,
-            mask,
-        )
+        # Read once: what is no plain attribute takes a module longer to find than a small array to normalize.
+        mean, variance, training = self.running_mean, self.running_var, self.training
+        if training and not self.track_running_stats:
+            mean = variance = None
+        if mean is None or variance is None:
+            return self.normalize(input, None, None, True, 0.0, mask)
+        return self.normalize(input, mean, variance, training, running.momentum_of(self) if training else 0.0, mask)
 
     def normalize(
         self,

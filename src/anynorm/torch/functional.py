@@ -203,7 +203,7 @@ def instance_norm(
     spec = INSTANCE
     y, mean, variance = ops.normalize_checked(input, weight, bias, mask, spec, eps, statistics=tracked)
     if tracked:
-        running.check_length(input, running_mean=running_mean, running_var=running_var)
+        running.check_length(input, running_mean, running_var)
         running.move(running_mean, running_var, mean, variance, running.counted(input, mean, mask), momentum)
     return y
 
@@ -252,9 +252,10 @@ def batch_norm(
         return _with_running(input, *small, eps)
     tracked = running_mean is not None and running_var is not None
     y, mean, variance = ops.normalize_checked(input, weight, bias, mask, BATCH, eps, statistics=tracked, erasing=False)
-    running.warn_of_one_value(input)
+    if input.numel() == input.shape[1]:
+        running.warn_of_one_value(input)
     if tracked:
-        running.check_length(input, running_mean=running_mean, running_var=running_var)
+        running.check_length(input, running_mean, running_var)
         count = running.counted(input, mean, mask)
         running.move(running_mean, running_var, mean, variance, count, momentum, correction)
     return y

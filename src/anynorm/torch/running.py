@@ -47,7 +47,7 @@ def move(
     if count > 0:
         _step(running_mean, _average(mean), momentum)
     if count > correction:
-        _step(running_var, _average(variance) * (count / (count - correction)), momentum)
+        _step(running_var, _average(variance), momentum, count / (count - correction))
 
 
 def counted(input: Tensor, statistic: Tensor, mask: Tensor | None) -> int | Tensor:
@@ -69,18 +69,22 @@ def _average_of_some(statistic: Tensor, some: Tensor, momentum: float | Tensor) 
     return torch.where(some, statistic, 0).sum(0) / number.clamp_min(1), momentum * (number > 0).to(statistic.dtype)
 
 
-def _step(running: Tensor, batch: Tensor, momentum: float | Tensor) -> None:
+def _step(running: Tensor, batch: Tensor, momentum: float | Tensor, factor: float = 1.0) -> None:
+    """running += momentum * (factor * batch - running)."""
+    if type(momentum) is float and running.dtype == batch.dtype:
+        # In this form no intermediate array is made, which for few channels is most of the time.
+        running.lerp_(batch, momentum)
+        if factor != 1.0:
+            running.add_(batch, alpha=momentum * (factor - 1.0))
+        return
     if isinstance(momentum, Tensor):
         momentum = momentum.to(batch.dtype)
-    if running.dtype == batch.dtype:
-        running.lerp_(batch, momentum)
-    else:
-        running.copy_(running.to(batch.dtype).lerp(batch, momentum))
+    running.copy_(running.to(batch.dtype).lerp(batch * factor, momentum))
 
 
 def warn_of_one_value(input: Tensor) -> None:
-    """Not an error: the last batch of an epoch may have one sample, and training is to go on."""
-    if input.numel() == input.shape[1] and input.numel() and not torch.compiler.is_compiling():
+    """Of a batch with at most one value a channel. Not an error: the last batch of an epoch may have one sample, and training is to go on."""
+    if input.numel() and not torch.compiler.is_compiling():
         warnings.warn(
             f"a batch of shape {tuple(input.shape)} has one value a channel, so that nothing of it is left, and the "
             "running variance stays as it is; drop the last batch of an epoch, or make it larger",
@@ -88,17 +92,19 @@ def warn_of_one_value(input: Tensor) -> None:
         )
 
 
-def check_length(input: Tensor, **small: Tensor | None) -> None:
-    for name, values in small.items():
-        if values is not None and values.shape != input.shape[1:2]:
-            raise ValueError(
-                f"{name} must have one value for each of the {input.shape[1]} channels of an input of shape "
-                f"{tuple(input.shape)}, and its shape is {tuple(values.shape)}"
-            )
+def check_length(input: Tensor, running_mean: Tensor, running_var: Tensor) -> None:
+    """Raise unless both have one value a channel."""
+    channels = input.shape[1:2]
+    if running_mean.shape != channels or running_var.shape != channels:
+        raise ValueError(
+            f"running statistics must have one value for each of the {input.shape[1]} channels of an input of shape "
+            f"{tuple(input.shape)}, and their shapes are {tuple(running_mean.shape)} and {tuple(running_var.shape)}"
+        )
 
 
 def momentum_of(module: Any) -> float | Tensor:
     """A module's momentum, and 1 / number of batches where it has none; the batch at hand is counted."""
+    number, momentum = module.num_batches_tracked, module.momentum
     if not is_repeated():
-        module.num_batches_tracked.add_(1)
-    return module.momentum if module.momentum is not None else 1.0 / module.num_batches_tracked
+        number.add_(1)
+    return momentum if momentum is not None else 1.0 / number

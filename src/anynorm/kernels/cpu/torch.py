@@ -101,12 +101,16 @@ def apply(
 ) -> Array:
     """y from statistics made elsewhere, over the kept axes as users have them."""
     x, scale, offset = _dense(x, plan), _small(scale, x, plan), _small(offset, x, plan)
-    work = _work(x)
-    mean, variance = (_in_memory(s.to(work), plan.kept) for s in (mean, variance))
+    mean, variance = _statistic(mean, x, plan), _statistic(variance, x, plan)
     y = torch.empty_like(x)
     calls.apply(
         _problem(x, scale, offset, plan, eps),
-        *(_address(a) for a in (x, mean, variance, scale, offset, y)),  # type: ignore[arg-type]
+        x.data_ptr(),
+        mean.data_ptr(),
+        variance.data_ptr(),
+        None if scale is None else scale.data_ptr(),
+        None if offset is None else offset.data_ptr(),
+        y.data_ptr(),
     )
     return y
 
@@ -115,10 +119,6 @@ def _problem(x: Array, scale: Array | None, offset: Array | None, plan: Plan, ep
     of_scale = None if scale is None else _NAMES[scale.dtype]
     of_offset = None if offset is None else _NAMES[offset.dtype]
     return problem(plan, _NAMES[x.dtype], of_scale, of_offset, eps, torch.get_num_threads())
-
-
-def _address(a: Array | None) -> int | None:
-    return None if a is None else a.data_ptr()
 
 
 def _dense(x: Array, plan: Plan) -> Array:
@@ -134,6 +134,11 @@ def _small(values: Array | None, x: Array, plan: Plan) -> Array | None:
     if values.dtype not in _NAMES:
         values = values.to(_work(x))
     return _in_memory(values, plan.affine)
+
+
+def _statistic(values: Array, x: Array, plan: Plan) -> Array:
+    work = _work(x)
+    return _in_memory(values if values.dtype == work else values.to(work), plan.kept)
 
 
 def _in_memory(values: Array, small: Small) -> Array:

@@ -108,7 +108,7 @@ def test_answers_are_flax_s(case, dtype):
 
 
 @modules
-@pytest.mark.parametrize(("offset", "factor"), [(0, 1), (1e4, 1), (1e6, 1), (0, 1e30), (3, 1e-30)])
+@pytest.mark.parametrize(("offset", "factor"), [(0, 1), (1e6, 1), (0, 1e30)])
 def test_answers_and_gradients_are_float64_s(case, offset, factor):
     module = shake(case.make(A))
     x = (ordinary(case) + np.float32(offset)) * np.float32(factor)

@@ -30,6 +30,7 @@ MAKE = {
 }
 SHAPE = (2, 3, 4)
 every = pytest.mark.parametrize("name", MAKE)
+three = pytest.mark.parametrize("name", ["BatchNorm", "GroupNorm", "RMSNorm"])
 
 
 def arrays(count: int, shape: tuple[int, ...] = SHAPE) -> list[np.ndarray]:
@@ -42,7 +43,7 @@ def merged(graph: Any, state: Any) -> Any:
     return nnx.merge(graph, state, copy=True)
 
 
-@every
+@three
 def test_derivatives_of_both_modes_and_both_orders(name):
     """Forward and reverse against differences of the function, then forward over reverse, and the hessian."""
     with jax.enable_x64(True):
@@ -127,7 +128,7 @@ def test_training_inside_nnx_jit_moves_the_statistics_once():
     relative(gradient["bias"][...], dy.sum((0, 1)), 1e-6)
 
 
-@pytest.mark.parametrize("name", ["BatchNorm", "GroupNorm", "RMSNorm"])
+@three
 def test_export_of_the_composed_path(name, monkeypatch):
     """Saved without any of anynorm's operations, also with a batch of unknown size; gradients are saved along."""
     monkeypatch.setenv("ANYNORM_KERNEL", "composed")

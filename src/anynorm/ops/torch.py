@@ -181,7 +181,8 @@ def _plain(*arrays: Array | None) -> bool:
     """
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    for a in arrays:  # noqa: SIM110 - a generator would take as long as all that it asks
+    # A generator would take as long as all that it asks.
+    for a in arrays:
         if a is not None and (type(a) not in _PLAIN or not a.is_cpu or a.is_neg() or a._is_zerotensor()):
             return False
     return True

@@ -83,7 +83,10 @@ def _step(running: Tensor, batch: Tensor, momentum: float | Tensor, factor: floa
 
 
 def warn_of_one_value(input: Tensor) -> None:
-    """Of a batch with at most one value a channel. Not an error: the last batch of an epoch may have one sample, and training is to go on."""
+    """Of a batch with at most one value a channel.
+
+    Not an error: the last batch of an epoch may have one sample, and training is to go on.
+    """
     if input.numel() and not torch.compiler.is_compiling():
         warnings.warn(
             f"a batch of shape {tuple(input.shape)} has one value a channel, so that nothing of it is left, and the "

@@ -315,6 +315,5 @@ def _group_spec(groups: int) -> NormSpec:
 
 
 BATCH, INSTANCE, LAYER_CHANNELS, RMS_CHANNELS = (
-    CATALOGUE[name].spec(channels_first=True).encode()
-    for name in ("batch", "instance", "layer_channels", "rms_channels")
+    CATALOGUE[n].spec(channels_first=True).encode() for n in ("batch", "instance", "layer_channels", "rms_channels")
 )

@@ -175,3 +175,15 @@ def group(axis: int | Iterable[int], rank: int, groups: int | None) -> NormSpec:
     for i in axes[1:]:
         names[i] = f"[a{i}]"
     return NormSpec.of(" ".join(names), affine=" ".join(carriers), g=groups)
+
+
+def contrib_instance(axis: int | None, rank: int) -> NormSpec:
+    """Instance normalization; without a channel axis over a whole sample, with one scale and offset for everything.
+
+    >>> contrib_instance(None, rank=3)
+    NormSpec.of('n (g [a1]) [a2]', affine='g', g=1)
+    """
+    if axis is not None:
+        return group(axis, rank, groups=None)
+    names = ["n", "(g [a1])", *(f"[a{i}]" for i in range(2, rank))]
+    return NormSpec.of(" ".join(names), affine="g", g=1)

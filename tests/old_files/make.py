@@ -50,7 +50,7 @@ class ContribNormalization(layers.Layer):
         }
 
     def build(self, input_shape):
-        shape = () if self.axis is None else (input_shape[self.axis],)
+        shape = (1,) if self.axis is None else (input_shape[self.axis],)
         self.gamma = self.add_weight("gamma", shape, initializer="ones") if self.scale else None
         self.beta = self.add_weight("beta", shape, initializer="zeros") if self.center else None
         super().build(input_shape)

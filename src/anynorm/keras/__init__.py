@@ -8,6 +8,7 @@ whose files Keras does not.
 
 from .addons import register
 from .batch import BatchNormalization
+from .contrib import ContribInstanceNormalization
 from .filter_response import TLU, FilterResponseNormalization
 from .group import GroupNormalization, InstanceNormalization
 from .layer import LayerNormalization, RMSNormalization
@@ -18,6 +19,7 @@ from .weights import SpectralNormalization, WeightNormalization
 __all__ = [
     "TLU",
     "BatchNormalization",
+    "ContribInstanceNormalization",
     "FilterResponseNormalization",
     "GroupNormalization",
     "InstanceNormalization",

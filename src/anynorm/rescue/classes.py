@@ -33,7 +33,6 @@ RENAMED = {
     "Convolution2D": "Conv2D",
     "Convolution2DTranspose": "Conv2DTranspose",
     "Convolution3D": "Conv3D",
-    "Merge": "Concatenate",
     "SeparableConvolution2D": "SeparableConv2D",
     "SyncBatchNormalization": "BatchNormalization",
     "ThresholdedReLU": "ReLU",
@@ -71,13 +70,8 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "key_shape": (),
     "value_shape": (),
     "experimental_run_tf_function": (),
-    "unit_forget_bias": (True, False),
     "force_generator": (),
 }
-
-
-def is_ours(old: str) -> bool:
-    return old in OURS
 
 
 def class_of(old: str) -> type | None:

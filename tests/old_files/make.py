@@ -164,6 +164,27 @@ def wrapped(wrap: Callable[[Any], Any]) -> Any:
     )
 
 
+def transposed() -> Any:
+    """Wrappers around a layer whose outputs are not the kernel's last axis, which Addons took for them all the same."""
+    return functional(
+        {},
+        IMAGE,
+        lambda x: tfa.layers.SpectralNormalization(layers.Conv2DTranspose(4, 3))(
+            tfa.layers.WeightNormalization(layers.Conv2DTranspose(6, 3, activation="relu"), data_init=False)(x)
+        ),
+    )
+
+
+def frozen() -> Any:
+    """Layers and a model that are not trainable, which changes the order of weights in HDF5 files."""
+    inner = keras.Sequential(
+        [layers.Conv2D(6, 1, input_shape=(6, 5, 6)), layers.BatchNormalization(), layers.Conv2D(6, 1)], name="inner"
+    )
+    inner.trainable = False
+    norm = layers.BatchNormalization(trainable=False)
+    return around(inner, norm, tfa.layers.WeightNormalization(layers.Conv2D(6, 1), trainable=False))
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "group": lambda: around(tfa.layers.GroupNormalization(groups=3, axis=3, beta_regularizer="l2")),
     "instance": lambda: around(tfa.layers.InstanceNormalization(axis=-1, epsilon=1e-5)),
@@ -179,6 +200,8 @@ MODELS: dict[str, Callable[[], Any]] = {
     "contrib": lambda: around(
         InstanceNormalization(axis=3), InstanceNormalization(), GroupNormalization(groups=2, scale=False)
     ),
+    "transposed": transposed,
+    "frozen": frozen,
     "branches": branches,
     "cyclegan": cyclegan,
     "recurrent": recurrent,

@@ -24,6 +24,7 @@ TUPLES = ("__tuple__", "TensorShape")
 LARGEST_NUMBER = 2**53
 
 
+@keras.saving.register_keras_serializable("anynorm")
 class Guard(keras.initializers.Initializer):
     """Zeros in place of an initializer's numbers, as long as they are no more than the file can hold.
 

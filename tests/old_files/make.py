@@ -150,11 +150,17 @@ def cyclegan() -> Any:
 def recurrent() -> Any:
     """Addons's cell in an RNN layer, and Keras's own recurrent layers."""
     cell = tfa.rnn.LayerNormLSTMCell(5, norm_gamma_initializer="random_uniform")
+    simple = layers.SimpleRNN(4, return_sequences=True)
     return keras.Sequential(
-        [layers.Embedding(11, 4, mask_zero=True, input_length=7), layers.Bidirectional(layers.LSTM(3, return_sequences=True)),
-         layers.GRU(6, return_sequences=True), tfa.layers.WeightNormalization(layers.SimpleRNN(4, return_sequences=True), data_init=False),
-         layers.RNN(cell, return_sequences=True), layers.TimeDistributed(layers.Dense(2))]
-    )  # fmt: skip
+        [
+            layers.Embedding(11, 4, mask_zero=True, input_length=7),
+            layers.Bidirectional(layers.LSTM(3, return_sequences=True)),
+            layers.GRU(6, return_sequences=True),
+            tfa.layers.WeightNormalization(simple, data_init=False),
+            layers.RNN(cell, return_sequences=True),
+            layers.TimeDistributed(layers.Dense(2)),
+        ]
+    )
 
 
 def wrapped(wrap: Callable[[Any], Any]) -> Any:

@@ -3,14 +3,13 @@ the layer with other kernels than it stores."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
 
 from .. import ops
 from ..catalogue import batch, normalized_axes
-from ..plan import Shape
-from ..plan import plan as make_plan
 from .base import Tensor
 
 TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
@@ -26,7 +25,7 @@ class Kernel:
         self.axes = normalized_axes(axes, len(variable.shape))
 
     @property
-    def outputs(self) -> Shape:
+    def outputs(self) -> tuple[int, ...]:
         """The lengths of the axes that count outputs."""
         return tuple(int(self.variable.shape[i]) for i in self.axes)
 
@@ -37,15 +36,12 @@ class Kernel:
     def matrix(self, value: Tensor) -> Tensor:
         """The kernel as a matrix (inputs, outputs)."""
         rest = [i for i in range(len(self.variable.shape)) if i not in self.axes]
-        count = 1
-        for n in self.outputs:
-            count *= n
-        return keras.ops.reshape(keras.ops.transpose(value, (*rest, *self.axes)), (-1, count))
+        return keras.ops.reshape(keras.ops.transpose(value, (*rest, *self.axes)), (-1, math.prod(self.outputs)))
 
     def normalized(self, value: Tensor, magnitude: Tensor) -> Tensor:
         """Each output's weights, made `magnitude` long; weights that are all zero stay so."""
         spec = batch(self.axes, len(self.variable.shape), remove=("scale",))
-        count = make_plan(spec, tuple(self.variable.shape)).count
+        count = math.prod(self.variable.shape) // math.prod(self.outputs)
         # Divided by the root of the sum of squares rather than by that of their mean.
         scale = keras.ops.cast(magnitude, value.dtype) * count**-0.5
         return ops.of(value).normalize(value, scale, None, None, spec, 0.0)[0]

@@ -20,7 +20,19 @@ from .protobuf import fields, message, number, varint
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48
 # TensorFlow's numbers of types; strings are not among them, since models keep none that rescue needs.
-TYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "|u1", 5: "<i2", 6: "|i1", 9: "<i8", 10: "|b1", 19: "<f2", 22: "<u4", 23: "<u8"}
+TYPES = {
+    1: "<f4",
+    2: "<f8",
+    3: "<i4",
+    4: "|u1",
+    5: "<i2",
+    6: "|i1",
+    9: "<i8",
+    10: "|b1",
+    19: "<f2",
+    22: "<u4",
+    23: "<u8",
+}
 LARGEST_INDEX = 1 << 28
 
 
@@ -46,7 +58,9 @@ class Bundle:
     def __init__(self, folder: Path) -> None:
         self.index = folder / "variables" / "variables.index"
         if not self.index.is_file():
-            raise RescueError(f"{folder} has no variables/variables.index, where a SavedModel says what its weights are")
+            raise RescueError(
+                f"{folder} has no variables/variables.index, where a SavedModel says what its weights are"
+            )
         if self.index.stat().st_size > LARGEST_INDEX:
             raise RescueError(f"{self.index} is larger than any index of variables")
         table = dict(_table(self.index.read_bytes()))

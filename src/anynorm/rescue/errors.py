@@ -21,14 +21,19 @@ class RescueError(ValueError):
     report: Any = None
 
 
+BROKEN: tuple[type[Exception], ...] = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+
+
 @contextmanager
 def blaming(what: str, *more: type[Exception]) -> Iterator[None]:
     """Turn what a broken file makes the code that reads it raise into a `RescueError` about `what`."""
-    kinds = (OSError, EOFError, KeyError, IndexError, ValueError, TypeError, RuntimeError, AttributeError, *more)
     try:
         yield
     except RescueError:
         raise
-    except (*kinds, RecursionError, OverflowError, NotImplementedError, AssertionError) as error:
+    except (*BROKEN, *more) as error:
         words = " ".join(str(error).split())
         raise RescueError(f"{what}: {words[:300] or type(error).__name__}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -91,7 +92,7 @@ def from_numbers(filler: Filler, reader: Reader) -> None:
 
 def _numbered(filler: Filler, part: Part, reader: Reader, path: str) -> None:
     stored = [
-        Stored(f"{path}vars/{name}", reader.shape(f"{path}vars/{name}"), lambda n=name: reader.array(f"{path}vars/{n}"))
+        Stored(f"{path}vars/{name}", reader.shape(f"{path}vars/{name}"), partial(reader.array, f"{path}vars/{name}"))
         for name in sorted(reader.names(f"{path}vars"), key=lambda n: (len(n), n))
     ]
     own = [slot for slot in part.own if not slot.twin] if len(stored) < len(part.own) else part.own
@@ -126,7 +127,7 @@ def _numbered_names(parts: Iterable[Part]) -> list[tuple[str, Part]]:
 def from_names(filler: Filler, bundle: Bundle, layers: dict[str, str]) -> None:
     """Weights by their paths in a SavedModel; `layers` tells the name of the layer at each path of models."""
     stored = {
-        key.removesuffix(SUFFIX): Stored(key.removesuffix(SUFFIX), entry.shape, lambda k=key: bundle.read(k))
+        key.removesuffix(SUFFIX): Stored(key.removesuffix(SUFFIX), entry.shape, partial(bundle.read, key))
         for key, entry in bundle.entries.items()
         if key.endswith(SUFFIX)
     }
@@ -146,4 +147,3 @@ def _by_name(filler: Filler, part: Part, stored: dict[str, Stored], path: str, l
             inside, _, last = f"/{place}".rpartition("/")
             if name.replace("/", "_") == child.name and inside[1:] == path.removesuffix("/"):
                 _by_name(filler, child, stored, f"{path}{last}/", layers)
-

@@ -72,7 +72,9 @@ class Builder:
     def model(self, spec: Any) -> Any:
         old, config = old_class(spec)
         if old not in MODELS:
-            raise RescueError(f"the model is a {old[:80]}, a class of its own; only Sequential and functional are known")
+            raise RescueError(
+                f"the model is a {old[:80]}, a class of its own; only Sequential and functional are known"
+            )
         if not isinstance(config.get("layers"), list) or not config["layers"]:
             raise RescueError(f"the {old} model lists no layers")
         model = self._sequential(config) if old == "Sequential" else self._functional(config)
@@ -149,12 +151,15 @@ class Builder:
         if not self.unsafe:
             raise RescueError(why_not("Lambda"))
         code = config.get("function")
-        if isinstance(code, list) and len(code) == 3:  # Keras 2's way to write it
-            code = dict(zip(("code", "defaults", "closure"), code, strict=True))
-        elif isinstance(code, dict):
-            code = dict(zip(("code", "defaults", "closure"), code["config"]["value"], strict=True))
-        kept = {key: config[key] for key in ("name", "arguments") if key in config}
-        function = {"class_name": "__lambda__", "config": code}
+        if isinstance(code, dict):
+            code = (code.get("config") or {}).get("value")
+        if not isinstance(code, list) or len(code) != 3:
+            raise RescueError("its code is neither as Keras 2 wrote it in HDF5 nor in .keras")
+        kept: dict[str, Any] = {key: config[key] for key in ("name", "arguments") if key in config}
+        function: dict[str, Any] = {
+            "class_name": "__lambda__",
+            "config": {"code": code[0], "defaults": code[1], "closure": code[2]},
+        }
         return keras.layers.Lambda.from_config({**kept, "function": function}, safe_mode=False)
 
     def _sequential(self, config: dict[str, Any]) -> Any:
@@ -199,7 +204,9 @@ class Builder:
         with blaming("the model's inputs and outputs"):
             return keras.Model(inputs, outputs, name=_name(config))
 
-    def _called(self, layers: dict[str, Any], tensors: dict[str, dict[int, Any]], name: str, at: int, node: Any) -> bool:
+    def _called(
+        self, layers: dict[str, Any], tensors: dict[str, dict[int, Any]], name: str, at: int, node: Any
+    ) -> bool:
         """Make a layer's call if its inputs are there and its earlier calls have been made."""
         with blaming(f"a call of {name[:80]}"):
             if isinstance(node, dict):
@@ -230,9 +237,7 @@ def _name(config: dict[str, Any]) -> str | None:
 
 
 def _shape(shape: Any) -> tuple[int | None, ...]:
-    fits = isinstance(shape, list) and all(
-        n is None or (type(n) is int and 0 <= n < LARGEST_LENGTH) for n in shape
-    )
+    fits = isinstance(shape, list) and all(n is None or (type(n) is int and 0 <= n < LARGEST_LENGTH) for n in shape)
     if not fits:
         raise RescueError(f"{str(shape)[:80]!r} is no shape of an input")
     return tuple(shape)

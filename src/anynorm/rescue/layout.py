@@ -19,8 +19,7 @@ from anynorm.keras.kernels import kernels_of
 
 from .errors import RescueError
 
-STATE = frozenset({"moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev", "mean", "variance",
-                   "count"})  # fmt: skip
+STATE = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev", "mean", "variance", "count")
 INSIDE = ("cell", "cells", "forward_layer", "backward_layer", "layer", "kernel_norm", "recurrent_norm", "state_norm",
           "_query_dense", "_key_dense", "_value_dense", "_output_dense")  # fmt: skip
 OLD_NAMES = {"ContribInstanceNormalization": "InstanceNormalization"}
@@ -120,7 +119,8 @@ def _wrapped(part: Part, layer: Any, old: dict[int, str], frozen: list[Any]) -> 
 
 
 def _weight(part: Part, layer: Any, old: dict[int, str], frozen: list[Any]) -> Part:
-    kernel, values = _wrapped(part, layer, old, frozen), {}
+    kernel = _wrapped(part, layer, old, frozen)
+    values: dict[str, np.ndarray] = {}
     shape = tuple(int(n) for n in kernel.variable.shape)
 
     def keep(name: str) -> Callable[[np.ndarray], None]:

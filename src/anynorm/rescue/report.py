@@ -16,6 +16,9 @@ class Row:
         became: its class in the new model; "" where there is none.
         changes: what is different about it now.
         refused: why it could not be taken over; "" where it was.
+
+    >>> Row("norm", "Addons>TLU", "anynorm>TLU").refused
+    ''
     """
 
     name: str

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def _hdf5(reader: Reader) -> Source:
         weights = reader.attributes(prefix + name, "weight_names")
         paths = [f"{prefix}{name}/{weight}" for weight in weights]
         lists[name] = [
-            Stored(weight, reader.shape(path), lambda p=path: reader.array(p))
+            Stored(weight, reader.shape(path), partial(reader.array, path))
             for weight, path in zip(weights, paths, strict=True)
         ]
     top = reader.attributes(f"{prefix}top_level_model_weights", "weight_names") if reader.is_group(

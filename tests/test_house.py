@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "ops": {"kernels", "plan", "precision", "spec"},
     "__init__": {"ops", "pattern", "spec"},
     "keras": {"ops", "catalogue", "pattern", "plan", "precision", "spec"},
+    "torch": {"ops", "catalogue", "pattern", "precision", "spec"},
     "rescue": {"keras"},
     "figures": {"catalogue", "pattern", "plan", "spec"},
     "cli": {"__init__", "figures", "keras", "kernels", "pattern", "plan", "rescue", "spec"},
@@ -95,6 +96,8 @@ def test_frameworks_are_imported_where_the_file_name_says_so(file):
     part = part_of(file)
     if part in ("ops", "kernels"):
         assert found <= {file.stem.split("_")[0]}
+    elif part == "torch":
+        assert found <= {"torch"}
     elif part in ("keras", "rescue", "cli"):
         assert found <= {"keras"}
     else:

@@ -6,6 +6,7 @@ footer that says where that is. Every checksum is tested, since nothing else wou
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ LARGEST_INDEX = 1 << 28
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a variable's numbers are."""
+    """Where a variable's numbers are; the type is "" where it is none that a weight has."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -71,13 +72,18 @@ class Bundle:
             if field == 2 and value:
                 raise RescueError(f"{self.index}: numbers with the larger end first are not supported")
         read = {key.decode(errors="replace"): _entry(value) for key, value in table.items()}
-        self.entries = {key: entry for key, entry in read.items() if entry is not None}
+        for entry in read.values():
+            path, end = self._shard(entry), entry.offset + entry.size
+            if not path.is_file() or end > path.stat().st_size:
+                raise RescueError(f"{path} is missing or cut off: it should reach to byte {end:,} at least")
+        self.entries = {key: entry for key, entry in read.items() if entry.dtype}
+
+    def _shard(self, entry: Entry) -> Path:
+        return self.index.with_name(f"variables.data-{entry.shard:05d}-of-{self.shards:05d}")
 
     def read(self, key: str) -> np.ndarray:
         entry = self.entries[key]
-        path = self.index.with_name(f"variables.data-{entry.shard:05d}-of-{self.shards:05d}")
-        if not path.is_file() or entry.offset + entry.size > path.stat().st_size:
-            raise RescueError(f"{path} is missing or cut off: {key} would end at byte {entry.offset + entry.size}")
+        path = self._shard(entry)
         with path.open("rb") as file:
             file.seek(entry.offset)
             data = file.read(entry.size)
@@ -86,8 +92,8 @@ class Bundle:
         return np.frombuffer(data, entry.dtype).reshape(entry.shape)
 
 
-def _entry(value: bytes) -> Entry | None:
-    """What the index says of a variable, or None for a type that no weight has."""
+def _entry(value: bytes) -> Entry:
+    """What the index says of a variable."""
     found = {1: 0, 3: 0, 4: 0, 5: 0, 6: 0}
     shape: list[int] = []
     for field, part in fields(value):
@@ -98,13 +104,8 @@ def _entry(value: bytes) -> Entry | None:
             shape = [next((number(size) for kind, size in fields(dim) if kind == 1), 0) for dim in dims]
         elif field == 7:
             raise RescueError("a variable is stored in slices, as partitioned variables are, which is not supported")
-    if found[1] not in TYPES:
-        return None
-    dtype = TYPES[found[1]]
-    count = 1
-    for n in shape:
-        count *= n
-    if count * np.dtype(dtype).itemsize != found[5]:
+    dtype = TYPES.get(found[1], "")
+    if dtype and math.prod(shape) * np.dtype(dtype).itemsize != found[5]:
         raise RescueError(f"the index gives a variable of shape {shape} {found[5]} bytes; the file is damaged")
     return Entry(dtype, tuple(shape), found[3], found[4], found[5], found[6])
 

@@ -118,7 +118,7 @@ class Builder:
             if key not in known:
                 neutral = WITHOUT_EFFECT.get(key)
                 if neutral is None or (neutral and value not in neutral):
-                    raise RescueError(f"{made.__name__} has no argument {key[:80]}={str(value)[:80]!r} in Keras 3")
+                    raise RescueError(f"{made.__name__} has no argument {key[:80]}={repr(value)[:80]} in Keras 3")
                 continue
             arguments[key] = self._argument(key, value)
         if self.allowed is not None:
@@ -136,7 +136,7 @@ class Builder:
         if key == "dtype":
             return parts.dtype(value)
         if key == "name":
-            return str(value).replace("/", "_")
+            return _name({"name": value})
         if isinstance(value, dict):
             raise RescueError(f"the argument {key[:80]} is an object, {str(value)[:80]!r}, which is not known here")
         return value
@@ -145,7 +145,7 @@ class Builder:
         shape = parts.plain(config.get("batch_input_shape", config.get("batch_shape")))
         if config.get("ragged") or config.get("sparse"):
             raise RescueError("ragged and sparse inputs are not in Keras 3 on every backend")
-        return keras.Input(batch_shape=_shape(shape), dtype=parts.dtype(config.get("dtype")), name=config.get("name"))
+        return keras.Input(batch_shape=_shape(shape), dtype=parts.dtype(config.get("dtype")), name=_name(config))
 
     def _lambda(self, config: dict[str, Any]) -> Any:
         if not self.unsafe:
@@ -233,11 +233,15 @@ MERGING = tuple(
 
 
 def _name(config: dict[str, Any]) -> str | None:
-    return str(config["name"]).replace("/", "_") if config.get("name") else None
+    """A name without the slashes that Keras 3 does not allow in it; old models may have none at all."""
+    name = config.get("name")
+    if name is not None and not isinstance(name, str):
+        raise RescueError(f"a name is {str(name)[:80]!r}, which is no text")
+    return name and name.replace("/", "_")
 
 
 def _shape(shape: Any) -> tuple[int | None, ...]:
-    fits = isinstance(shape, list) and all(n is None or (type(n) is int and 0 <= n < LARGEST_LENGTH) for n in shape)
+    fits = isinstance(shape, list) and all(n is None or (type(n) is int and 0 < n < LARGEST_LENGTH) for n in shape)
     if not fits:
         raise RescueError(f"{str(shape)[:80]!r} is no shape of an input")
     return tuple(shape)

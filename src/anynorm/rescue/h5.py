@@ -114,7 +114,15 @@ class Reader:
 
     def json(self, name: str) -> Any:
         value = self.attribute("", name)
-        return None if value is None else json.loads(value)
+        return None if value is None else parsed(value, f"the {name} in {self.name}")
+
+
+def parsed(value: Any, what: str) -> Any:
+    """JSON, or an error that says what is not."""
+    try:
+        return json.loads(value)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RescueError(f"{what} is no JSON, and damaged: {str(error)[:80]}") from error
 
 
 @contextmanager
@@ -125,6 +133,6 @@ def reading(path: Path, name: str | None = None) -> Iterator[Reader]:
     name = name or str(path)
     with blaming(name, MemoryError):
         if not h5py.is_hdf5(path):
-            raise RescueError("not an HDF5 file, or one that is cut off")
+            raise RescueError(f"{name} is neither an HDF5 file nor a zip archive, or it is cut off")
         with h5py.File(path, "r") as file:
             yield Reader(file, name)

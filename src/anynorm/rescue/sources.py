@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import zipfile
@@ -17,7 +16,7 @@ from . import fill
 from .bundle import Bundle
 from .errors import RescueError, blaming
 from .fill import Filler, Stored
-from .h5 import MOST_COMPRESSED, Reader, reading
+from .h5 import MOST_COMPRESSED, Reader, parsed, reading
 from .protobuf import fields, message, text
 
 LARGEST_TEXT = 1 << 28
@@ -94,7 +93,7 @@ def _hdf5(reader: Reader) -> Source:
 def _archive(path: Path) -> Iterator[Source]:
     """A `.keras` file: a zip archive with the configuration and the weights."""
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
-        config = json.loads(_member(archive, "config.json", LARGEST_TEXT).read())
+        config = parsed(_member(archive, "config.json", LARGEST_TEXT).read(), f"the config.json in {path}")
         weights = Path(folder, "model.weights.h5")
         size = archive.getinfo("model.weights.h5").compress_size * MOST_COMPRESSED
         with _member(archive, "model.weights.h5", size) as member, weights.open("wb") as file:
@@ -128,7 +127,9 @@ def _saved_model(folder: Path) -> Source:
             nodes[text(node.get(3, b""))] = text(node.get(5, b""))
     if "root" not in nodes:
         raise RescueError(f"{path} describes no model; it is cut off or damaged")
-    found = {place: json.loads(metadata) for place, metadata in nodes.items() if metadata}
+    found = {
+        place: parsed(metadata, f"what {path} says of {place[:80]}") for place, metadata in nodes.items() if metadata
+    }
     layers = {
         place.removeprefix("root.").replace(".", "/"): str(metadata.get("name"))
         for place, metadata in found.items()

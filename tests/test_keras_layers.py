@@ -103,7 +103,8 @@ def normal(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 def differentiate(layer: Any, x: np.ndarray, dy: np.ndarray, **call: Any) -> tuple[np.ndarray, np.ndarray, list[Any]]:
     """y, dx and the gradients of the layer's weights, of sum(y * dy)."""
-    layer.build(x.shape)
+    if not layer.built:
+        layer.build(x.shape)
     if BACKEND == "tensorflow":
         import tensorflow as tf
 

@@ -81,6 +81,13 @@ def kernels_of(layer: Any) -> list[Kernel]:
     return [Kernel(_variable(layer, "kernel"), (-2, -1) if isinstance(layer, DEPTHWISE) else (-1,))]
 
 
+def channel_axis(layer: Any) -> int | None:
+    """The one axis of a layer's result that counts its outputs; None for recurrent and for Einstein's layers."""
+    if hasattr(layer, "cell") or isinstance(layer, keras.layers.EinsumDense):
+        return None
+    return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
+
+
 def _variable(layer: Any, name: str) -> Any:
     variable = getattr(layer, name, None)
     if not isinstance(variable, keras.Variable):

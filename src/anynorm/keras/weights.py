@@ -11,7 +11,7 @@ from .. import ops
 from ..catalogue import batch
 from ..plan import Shape
 from .base import Tensor
-from .kernels import Kernel, call_with, initial, kernels_of, value_of
+from .kernels import Kernel, call_with, channel_axis, initial, kernels_of, value_of
 
 FIRST_ITERATIONS = 15
 
@@ -66,7 +66,7 @@ class WeightNormalization(KernelWrapper):
         data_init: whether the first call with data outside a compiled function sets g and bias so that the outputs of
             that batch, before the activation, have mean 0 and variance 1 (the paper's initialization). Where training
             is compiled, call the model once on a batch before `fit`; otherwise g stays ||v||, with a warning.
-            Recurrent layers are left as they are, as the paper advises. A weight `initialized` remembers it.
+            Recurrent layers are left as they are, as the paper advises, and so is EinsumDense. A weight `initialized` remembers it.
         **kwargs: of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Returns:
@@ -102,7 +102,7 @@ class WeightNormalization(KernelWrapper):
             )
             for kernel in kernels_of(self.layer)
         ]
-        if self.data_init and not hasattr(self.layer, "cell"):
+        if self.data_init and channel_axis(self.layer) is not None:
             self.initialized = self.add_weight(
                 name="initialized", shape=(), initializer="zeros", dtype="bool", trainable=False
             )
@@ -126,8 +126,10 @@ class WeightNormalization(KernelWrapper):
     def _initialize(self, inputs: Tensor, training: bool | None) -> None:
         try:
             done = bool(keras.ops.convert_to_numpy(self.initialized))
+            if not done:
+                keras.ops.convert_to_numpy(inputs)
         except Exception:
-            # Inside a compiled function a variable has no value to look at, and each framework says so in its own way.
+            # Inside a compiled function there are no values to look at, and each framework says so in its own way.
             if training:
                 self._warn_without_data()
                 self.initialized.assign(True)
@@ -149,9 +151,9 @@ class WeightNormalization(KernelWrapper):
     def _set_by(self, inputs: Tensor) -> None:
         """The paper's t = v x / ||v||, of which g becomes 1 / std(t) and the bias -mean(t) / std(t)."""
         g, bias = self.g, getattr(self.layer, "bias", None)
-        g.assign(keras.ops.ones_like(g))
+        g.assign(keras.ops.ones(g.shape, g.dtype))
         if bias is not None:
-            bias.assign(keras.ops.zeros_like(bias))
+            bias.assign(keras.ops.zeros(bias.shape, bias.dtype))
         activation = getattr(self.layer, "activation", None)
         if activation is not None:
             self.layer.activation = keras.activations.linear
@@ -160,10 +162,8 @@ class WeightNormalization(KernelWrapper):
         finally:
             if activation is not None:
                 self.layer.activation = activation
-        channels = 1 if getattr(self.layer, "data_format", None) == "channels_first" else -1
-        t = keras.ops.cast(t, g.dtype)
-        axes = range(len(t.shape) - len(g.shape)) if channels == -1 else [0, *range(1 + len(g.shape), len(t.shape))]
-        mean, variance = keras.ops.moments(t, tuple(axes))
+        t = keras.ops.moveaxis(keras.ops.cast(t, g.dtype), channel_axis(self.layer), -1)
+        mean, variance = keras.ops.moments(t, tuple(range(len(t.shape) - 1)))
         std = keras.ops.sqrt(variance + 1e-10)
         g.assign(keras.ops.reshape(1.0 / std, g.shape))
         if bias is not None:

@@ -27,7 +27,8 @@ LAYERS = {
         lambda: L.Conv2DTranspose(4, 3), lambda: torch.nn.ConvTranspose2d(5, 4, 3), (2, 6, 7, 5), (2, 3, 1, 0)
     ),
     "depthwise": (
-        lambda: L.DepthwiseConv2D(3, depth_multiplier=2), lambda: torch.nn.Conv2d(5, 10, 3, groups=5), (2, 6, 7, 5), None
+        lambda: L.DepthwiseConv2D(3, depth_multiplier=2), lambda: torch.nn.Conv2d(5, 10, 3, groups=5), (2, 6, 7, 5),
+        None,
     ),
     "embedding": (lambda: L.Embedding(7, 4), None, (3, 5), None),
 }  # fmt: skip

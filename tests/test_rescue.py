@@ -191,6 +191,14 @@ def test_other_files_are_told_apart(make: Any, words: str, tmp_path: Path) -> No
         rescue.load(tmp_path / "file")
 
 
+def test_a_new_file_is_told_so(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    for name in ("new.keras", "new.h5"):
+        model.save(tmp_path / name)
+        with pytest.raises(rescue.RescueError, match="needs no rescue"):
+            rescue.load(tmp_path / name)
+
+
 def test_weights_of_another_model_are_refused() -> None:
     model = rescue.load(FOLDER / "instance" / "model.h5")
     for file in WEIGHTS:

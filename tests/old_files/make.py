@@ -147,6 +147,25 @@ def cyclegan() -> Any:
     return functional({}, (None, None, 3), generator, "generator")
 
 
+def ordinary() -> Any:
+    """Layers of Keras alone: those with several kernels, with statistics or with arguments that Keras 3 renamed."""
+    norm = layers.Normalization()
+    norm.adapt(np.random.default_rng(0).normal(3.0, 2.0, (50, *IMAGE)))
+
+    def build(x: Any) -> Any:
+        x = layers.SeparableConv2D(6, 3, padding="same", depth_multiplier=2)(norm(x))
+        x = layers.ThresholdedReLU(0.1)(layers.DepthwiseConv2D(3, padding="same")(x))
+        x = layers.PReLU(shared_axes=[1, 2])(layers.MaxPooling2D(2)(layers.UpSampling2D(2)(x)))
+        x = layers.BatchNormalization()(layers.Conv2DTranspose(4, 3, padding="same", groups=1)(x))
+        x = layers.ELU(0.5)(layers.Permute((2, 1, 3))(layers.Cropping2D(1)(layers.ZeroPadding2D(1)(x))))
+        x = layers.LayerNormalization(axis=-1)(layers.Reshape((30, 4))(layers.Dropout(0.3)(x)))
+        y = layers.MultiHeadAttention(2, 3)(x, layers.Conv1D(4, 1, activation="gelu")(x))
+        y = layers.GroupNormalization(2)(layers.Subtract()([x, y]))
+        return layers.Softmax()(layers.Dot(axes=1, normalize=True)([x, layers.UnitNormalization()(y)]))
+
+    return functional({}, IMAGE, build)
+
+
 def recurrent() -> Any:
     """Addons's cell in an RNN layer, and Keras's own recurrent layers."""
     cell = tfa.rnn.LayerNormLSTMCell(5, norm_gamma_initializer="random_uniform")
@@ -208,6 +227,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     ),
     "transposed": transposed,
     "frozen": frozen,
+    "ordinary": ordinary,
     "branches": branches,
     "cyclegan": cyclegan,
     "recurrent": recurrent,
@@ -225,7 +245,8 @@ def randomize(model: Any, rng: np.random.Generator) -> None:
     """So that a weight that goes to the wrong place is seen; flags and positive weights stay what they are."""
     for w in model.weights:
         value = w.numpy()
-        if value.dtype == bool or "sn_u" in w.name:
+        # The last are those of a layer that copied them when it saw data.
+        if value.dtype == bool or "sn_u" in w.name or w.name.split("/")[-1] in ("mean:0", "variance:0", "count:0"):
             continue
         noise = rng.normal(0.0, 0.3, value.shape)
         w.assign(np.abs(value + noise) + 0.1 if "variance" in w.name else value + noise)

@@ -66,7 +66,8 @@ class WeightNormalization(KernelWrapper):
         data_init: whether the first call with data outside a compiled function sets g and bias so that the outputs of
             that batch, before the activation, have mean 0 and variance 1 (the paper's initialization). Where training
             is compiled, call the model once on a batch before `fit`; otherwise g stays ||v||, with a warning.
-            Recurrent layers are left as they are, as the paper advises, and so is EinsumDense. A weight `initialized` remembers it.
+            Recurrent layers are left as they are, as the paper advises, and so is EinsumDense. A weight `initialized`
+            remembers it.
         **kwargs: of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Returns:

@@ -68,6 +68,10 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "time_major": (False,),
     "virtual_batch_size": (None,),
     "query_shape": (),
+    # Keras 2 wrote these of separable and depthwise convolutions, whose kernels have settings of other names.
+    "kernel_constraint": (),
+    "kernel_initializer": (),
+    "kernel_regularizer": (),
     "key_shape": (),
     "value_shape": (),
     "experimental_run_tf_function": (),

@@ -209,8 +209,6 @@ class Builder:
     ) -> bool:
         """Make a layer's call if its inputs are there and its earlier calls have been made."""
         with blaming(f"a call of {name[:80]}"):
-            if isinstance(node, dict):
-                node = list(node.values())
             if not isinstance(node, list) or not node:
                 raise RescueError(f"it is written as {str(node)[:80]!r}")
             given = [_tensor(one, tensors) for one in node]

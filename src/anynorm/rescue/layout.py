@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 import anynorm.keras as norms
-from anynorm.keras.kernels import kernels_of
+from anynorm.keras.kernels import DEPTHWISE, kernels_of
 
 from .errors import RescueError
 
@@ -78,7 +78,7 @@ class Part:
 def part_of(layer: Any, old: dict[int, str], frozen: list[Any]) -> Part:
     """The old weights of a new layer, whose old class may be known better than from its type."""
     name = type(layer).__name__
-    part = Part(layer.name, old.get(id(layer), OLD_NAMES.get(name, name)), frozen=any(one is layer for one in frozen))
+    part = Part(layer.name, old.get(id(layer), OLD_NAMES.get(name, name)), frozen=not layer.trainable or any(one is layer for one in frozen))
     if isinstance(layer, norms.WeightNormalization):
         return _weight(part, layer, old, frozen)
     if isinstance(layer, norms.SpectralNormalization):
@@ -88,7 +88,11 @@ def part_of(layer: Any, old: dict[int, str], frozen: list[Any]) -> Part:
     part.children = {key: part_of(one, old, frozen) for key, one in inside.items()}
     taken = {id(w) for one in inside.values() for w in one.weights}
     part.own = [_slot(w) for w in layer.weights if id(w) not in taken]
+    if isinstance(layer, DEPTHWISE):
+        part.own[0].names += ("depthwise_kernel",)
     part.own.sort(key=lambda slot: not slot.trainable)
+    if isinstance(layer, keras.layers.Normalization) and part.own:
+        part.finish = layer.finalize_state
     return part
 
 

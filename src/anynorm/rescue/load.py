@@ -83,8 +83,7 @@ def load_weights(model: Any, path: str | os.PathLike[str], *, progress: Progress
     anynorm.rescue.errors.RescueError: there is no missing.weights.h5
     """
     with opened(Path(path)) as source:
-        frozen = [layer for layer in model._flatten_layers() if not layer.trainable]
-        filler = Filler(part_of(model, {}, frozen), progress)
+        filler = Filler(part_of(model, {}, []), progress)
         source.fill(filler)
         filler.done()
 

@@ -61,6 +61,7 @@ def opened(path: Path) -> Iterator[Source]:
 
 
 def _hdf5(reader: Reader) -> Source:
+    _not_new(reader.attribute("", "keras_version"))
     group = "model_weights" if reader.is_group("model_weights") else ""
     prefix = f"{group}/" if group else ""
     config = reader.json("model_config")
@@ -89,11 +90,19 @@ def _hdf5(reader: Reader) -> Source:
     return Source(kind, config, reader.count(), notes, fill.from_lists, (lists,))
 
 
+def _not_new(version: Any) -> None:
+    if isinstance(version, str) and version[:1].isdecimal() and int(version.partition(".")[0]) >= 3:
+        raise RescueError(f"it was saved by Keras {version[:20]} and needs no rescue: use keras.saving.load_model")
+
+
 @contextmanager
 def _archive(path: Path) -> Iterator[Source]:
     """A `.keras` file: a zip archive with the configuration and the weights."""
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
         config = parsed(_member(archive, "config.json", LARGEST_TEXT).read(), f"the config.json in {path}")
+        if "metadata.json" in archive.namelist():
+            metadata = parsed(_member(archive, "metadata.json", LARGEST_TEXT).read(), f"the metadata.json in {path}")
+            _not_new(metadata.get("keras_version") if isinstance(metadata, dict) else None)
         weights = Path(folder, "model.weights.h5")
         size = archive.getinfo("model.weights.h5").compress_size * MOST_COMPRESSED
         with _member(archive, "model.weights.h5", size) as member, weights.open("wb") as file:

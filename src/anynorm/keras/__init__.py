@@ -16,8 +16,7 @@ from .recurrent import LayerNormGRUCell, LayerNormLSTMCell
 from .sentence import Normalization
 from .weights import SpectralNormalization, WeightNormalization
 
-__all__ = [
-    "TLU",
+__all__ = [  # noqa: RUF022 - in the alphabet's order, TLU too, which is no constant
     "BatchNormalization",
     "ContribInstanceNormalization",
     "FilterResponseNormalization",
@@ -29,6 +28,7 @@ __all__ = [
     "Normalization",
     "RMSNormalization",
     "SpectralNormalization",
+    "TLU",
     "WeightNormalization",
 ]
 

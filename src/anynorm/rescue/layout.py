@@ -78,7 +78,8 @@ class Part:
 def part_of(layer: Any, old: dict[int, str], frozen: list[Any]) -> Part:
     """The old weights of a new layer, whose old class may be known better than from its type."""
     name = type(layer).__name__
-    part = Part(layer.name, old.get(id(layer), OLD_NAMES.get(name, name)), frozen=not layer.trainable or any(one is layer for one in frozen))
+    part = Part(layer.name, old.get(id(layer), OLD_NAMES.get(name, name)))
+    part.frozen = not layer.trainable or any(one is layer for one in frozen)
     if isinstance(layer, norms.WeightNormalization):
         return _weight(part, layer, old, frozen)
     if isinstance(layer, norms.SpectralNormalization):

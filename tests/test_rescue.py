@@ -115,7 +115,8 @@ def test_keras_saves_the_layers_under_their_own_names() -> None:
 
 def test_a_layer_of_another_axis_says_so_in_numbers() -> None:
     """Addons divided along the last axis of a transposed kernel; the new layer does so along the outputs'."""
-    model = rescue.load(FOLDER / "transposed" / "model.h5")
+    model, report = rescue.load(FOLDER / "transposed" / "model.h5", report=True)
+    assert str(report).count("took the kernel's inputs for its outputs") == 2
     layer = next(layer for layer in model.layers if isinstance(layer, K.WeightNormalization))
     assert tuple(layer.g.shape) == (6,)
     lengths = np.sqrt(np.square(numpy(layer.layer.kernel)).sum((0, 1, 3)))

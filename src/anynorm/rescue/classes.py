@@ -131,6 +131,9 @@ def changed(old: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]
     if short == "SpectralNormalization":
         config["converted"] = True
         notes.append("the kernel is used as it was stored until training goes on")
+    inner = config.get("layer")
+    if old.startswith("Addons>") and isinstance(inner, dict) and str(inner.get("class_name")).endswith("Transpose"):
+        notes.append("Addons took the kernel's inputs for its outputs; trained on, each output's weights are normed")
     if config.get("unroll"):
         config["unroll"] = False
         notes.append("not unrolled, which gives the same numbers")

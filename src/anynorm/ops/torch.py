@@ -190,8 +190,10 @@ def _plain(*arrays: Array | None) -> bool:
 
 def _wants(*arrays: Array | None) -> bool:
     """Whether autograd or forward mode may ask for a derivative."""
-    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arrays):
-        return True
+    if torch.is_grad_enabled():
+        for a in arrays:
+            if a is not None and a.requires_grad:
+                return True
     return forward_ad._current_level >= 0
 
 

@@ -41,11 +41,16 @@ LARGE = {
 TYPES = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
-@pytest.fixture(params=cpu.isas())
+@pytest.fixture(
+    params=[(isa, past) for isa in cpu.isas() for past in (False, True)], ids=lambda p: p[0] + " past" * p[1]
+)
 def isa(request: pytest.FixtureRequest) -> Any:
-    before = cpu.isa()
-    cpu.use_isa(request.param)
-    yield request.param
+    """Each instruction set, with results written into the caches and past them."""
+    before, (name, past) = cpu.isa(), request.param
+    cpu.use_isa(name)
+    cpu.use_cache(int(past))
+    yield name
+    cpu.use_cache(-1)
     cpu.use_isa(before)
 
 

@@ -168,9 +168,12 @@ struct Checked {
 
 void check(const Case& c, bool with_scale, bool with_offset) {
   const Checked checked(c, with_scale, with_offset);
-  for (const char* isa : isas()) {
-    anynorm_use_isa(isa);
-    checked.forward();
-    checked.backward();
-  }
+  for (const char* isa : isas())
+    for (const int64_t cache : {0, 1}) {  // results into the caches, and past them
+      anynorm_use_isa(isa);
+      anynorm_use_cache(cache);
+      checked.forward();
+      checked.backward();
+    }
+  anynorm_use_cache(-1);
 }

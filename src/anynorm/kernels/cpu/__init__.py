@@ -48,7 +48,7 @@ class Problem(ctypes.Structure):
 
 _PROBLEM, _ARRAY, _STATUS = ctypes.POINTER(Problem), ctypes.c_void_p, ctypes.c_int
 # As in anynorm.h: what each function returns, and what it takes.
-_PROTOTYPES: dict[str, tuple[type, list[type]]] = {
+_PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "anynorm_supported": (_STATUS, [_PROBLEM]),
     "anynorm_forward": (_STATUS, [_PROBLEM, *[_ARRAY] * 7]),
     "anynorm_backward": (_STATUS, [_PROBLEM, *[_ARRAY] * 7]),
@@ -58,6 +58,7 @@ _PROTOTYPES: dict[str, tuple[type, list[type]]] = {
     "anynorm_backward_apply": (_STATUS, [_PROBLEM, *[_ARRAY] * 5, ctypes.c_double, _ARRAY]),
     "anynorm_isa": (ctypes.c_char_p, []),
     "anynorm_use_isa": (_STATUS, [ctypes.c_char_p]),
+    "anynorm_use_cache": (None, [ctypes.c_int64]),
     "anynorm_abi": (ctypes.c_int, []),
 }
 
@@ -210,6 +211,17 @@ def use_isa(name: str) -> None:
     """
     if _needed().anynorm_use_isa(name.encode()) != OK:
         raise ValueError(f'the CPU kernels have no instruction set "{name}" here; they have {", ".join(isas())}')
+
+
+def use_cache(size: int) -> None:
+    """Take the last cache to have so many bytes from now on, for tests: what is too large for it is written past it.
+
+    0: nothing is; 1: everything is; -1: as the system says, which is so at first.
+
+    Raises:
+        RuntimeError: there is no library.
+    """
+    _needed().anynorm_use_cache(size)
 
 
 def _needed() -> ctypes.CDLL:

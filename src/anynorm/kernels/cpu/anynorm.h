@@ -85,6 +85,10 @@ ANYNORM_API int anynorm_backward_apply(const anynorm_problem* problem, const voi
 ANYNORM_API const char* anynorm_isa(void);
 ANYNORM_API int anynorm_use_isa(const char* name);
 
+// Results too large for the last cache are written past it. From now on it is taken to have so many bytes, for tests:
+// 0 writes nothing past it, 1 everything, and -1 asks the system, as at first.
+ANYNORM_API void anynorm_use_cache(int64_t bytes);
+
 // The version of this interface; a door refuses another one.
 ANYNORM_API int anynorm_abi(void);
 

@@ -12,10 +12,11 @@ int64_t tile_across(const Geometry& g) {
 
 // R rows at once, so that what belongs to a column is loaded once for all of them.
 template <class A, int R, class T>
-void apply_across(const T* x, T* y, int64_t n, int64_t stride, ColumnCentre<A> c, const A* scale, const A* offset) {
+void apply_across(const T* x, T* y, int64_t n, int64_t stride, ColumnCentre<A> c, const A* scale, const A* offset,
+                  bool past) {
   Vec<A> by[R], more[R];
   for (int r = 0; r < R; ++r) by[r] = broadcast(scale[r]), more[r] = broadcast(offset[r]);
-  over_vectors<A>(n, [&](int64_t i, auto lanes) {
+  over_results<A>(n, past && can_go_past<A>(y, stride), [&](int64_t i, auto lanes) {
     const Centred<A> k = c.at(i, lanes);
     for (int r = 0; r < R; ++r)
       lanes.store(y + r * stride + i, fma(k.h(lanes.load(x + r * stride + i, k.mean)), by[r], more[r]));
@@ -52,10 +53,10 @@ void sum_across(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre
 // dx as `dx_of` says.
 template <class A, int R, class T>
 void project_across(const T* x, const T* dy, T* dx, int64_t n, int64_t stride, ColumnCentre<A> c,
-                    ColumnProjection<A> p, const A* scale) {
+                    ColumnProjection<A> p, const A* scale, bool past) {
   Vec<A> by[R];
   for (int r = 0; r < R; ++r) by[r] = broadcast(scale[r]);
-  over_vectors<A>(n, [&](int64_t i, auto lanes) {
+  over_results<A>(n, past && can_go_past<A>(dx, stride), [&](int64_t i, auto lanes) {
     const Centred<A> k = c.at(i, lanes);
     const Vec<A> rstd = lanes.load(p.factor + i), slope = lanes.load(p.slope + i), level = lanes.load(p.level + i);
     for (int r = 0; r < R; ++r) {
@@ -167,7 +168,7 @@ struct Across {
     over_rows<A>(true, [&](int64_t row, auto many, const A* by, const A* more) {
       const int64_t place = at(unit) + row * g.columns.size;
       apply_across<A, decltype(many)::value>(static_cast<const T*>(call.x) + place, static_cast<T*>(call.y) + place,
-                                             l.n, g.columns.size, l.centre(), by, more);
+                                             l.n, g.columns.size, l.centre(), by, more, call.past);
     });
   }
 
@@ -226,7 +227,7 @@ struct Across {
       project_across<A, decltype(many)::value>(static_cast<const T*>(call.x) + place,
                                                static_cast<const T*>(call.dy) + place,
                                                static_cast<T*>(call.dx) + place, l.n, g.columns.size, l.centre(),
-                                               l.projection(), by);
+                                               l.projection(), by, call.past);
     });
     return true;
   }

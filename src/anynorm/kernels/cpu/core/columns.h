@@ -117,8 +117,8 @@ struct ColumnLine {
 };
 
 template <class A, int R, class T>
-inline void apply_some_rows(const T* x, T* y, int64_t n, int64_t stride, ColumnLine<A> c) {
-  over_vectors<A>(n, [&](int64_t i, auto lanes) {
+inline void apply_some_rows(const T* x, T* y, int64_t n, int64_t stride, ColumnLine<A> c, bool past) {
+  over_results<A>(n, past, [&](int64_t i, auto lanes) {
     const Vec<A> mean = lanes.load(c.mean + i), a = lanes.load(c.factor + i), b = lanes.load(c.summand + i);
     for (int r = 0; r < R; ++r)
       lanes.store(y + r * stride + i, fma(Vec<A>(mean - lanes.load(x + r * stride + i, mean)), a, b));
@@ -126,9 +126,10 @@ inline void apply_some_rows(const T* x, T* y, int64_t n, int64_t stride, ColumnL
 }
 
 template <class A, class T>
-void apply_columns(const Block<T>& b, T* y, ColumnLine<A> c) {
+void apply_columns(const Block<T>& b, T* y, ColumnLine<A> c, bool past) {
+  past = past && can_go_past<A>(y, b.stride);
   in_order(b.rows, b.large, [&](int64_t row, auto many) {
-    apply_some_rows<A, decltype(many)::value>(b.x + row * b.stride, y + row * b.stride, b.n, b.stride, c);
+    apply_some_rows<A, decltype(many)::value>(b.x + row * b.stride, y + row * b.stride, b.n, b.stride, c, past);
   });
 }
 
@@ -180,8 +181,8 @@ struct ColumnProjection {
 
 template <class A, int R, class T>
 inline void project_some_rows(const T* x, const T* dy, T* dx, int64_t n, int64_t stride, ColumnCentre<A> c,
-                              ColumnProjection<A> p) {
-  over_vectors<A>(n, [&](int64_t i, auto lanes) {
+                              ColumnProjection<A> p, bool past) {
+  over_results<A>(n, past, [&](int64_t i, auto lanes) {
     const Centred<A> k = c.at(i, lanes);
     const Vec<A> by = lanes.load(p.factor + i), slope = lanes.load(p.slope + i), level = lanes.load(p.level + i);
     for (int r = 0; r < R; ++r) {
@@ -192,9 +193,10 @@ inline void project_some_rows(const T* x, const T* dy, T* dx, int64_t n, int64_t
 }
 
 template <class A, class T>
-void project_columns(const Block<T>& b, const T* dy, T* dx, ColumnCentre<A> c, ColumnProjection<A> p) {
+void project_columns(const Block<T>& b, const T* dy, T* dx, ColumnCentre<A> c, ColumnProjection<A> p, bool past) {
+  past = past && can_go_past<A>(dx, b.stride);
   in_order(b.rows, b.large, [&](int64_t row, auto many) {
     const int64_t at = row * b.stride;
-    project_some_rows<A, decltype(many)::value>(b.x + at, dy + at, dx + at, b.n, b.stride, c, p);
+    project_some_rows<A, decltype(many)::value>(b.x + at, dy + at, dx + at, b.n, b.stride, c, p, past);
   });
 }

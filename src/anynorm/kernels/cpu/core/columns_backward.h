@@ -62,7 +62,7 @@ void project_block(const Slabs<T>& s, int64_t unit, int64_t j, Lines<A> l) {
   const Block<T> b = s.block(unit, j, static_cast<const T*>(s.call.x));
   const int64_t at = b.x - static_cast<const T*>(s.call.x);
   project_columns<A>(b, static_cast<const T*>(s.call.dy) + at, static_cast<T*>(s.call.dx) + at, l.centre(),
-                     l.projection());
+                     l.projection(), s.call.past);
 }
 
 // A unit's sums, from columns to groups and, in `affine`, to the slab's columns.

@@ -25,7 +25,7 @@ void apply_block(const Slabs<T>& s, int64_t unit, int64_t j, const A* lines) {
   const int64_t n = s.n(unit);
   const Block<T> b = s.block(unit, j, static_cast<const T*>(s.call.x));
   apply_columns<A>(b, static_cast<T*>(s.call.y) + (b.x - static_cast<const T*>(s.call.x)),
-                   ColumnLine<A>{lines, lines + n, lines + 2 * n});
+                   ColumnLine<A>{lines, lines + n, lines + 2 * n}, s.call.past);
 }
 
 template <class T>

@@ -40,13 +40,15 @@ template <class F>
 int each(const Call& call, int64_t n, const F& work) {
   struct Shared {
     const F& work;
+    bool past;
     int failure;
-  } shared = {work, 0};
+  } shared = {work, call.past, 0};
   struct Go {
     static void task(void* context, int64_t i) {
       Denormals kept;
       Shared& s = *static_cast<Shared*>(context);
       const int failure = s.work(i);
+      if (s.past) past_is_written();
       if (failure != 0) __atomic_store_n(&s.failure, failure, __ATOMIC_RELAXED);
     }
   };

@@ -21,6 +21,7 @@ struct Call {
   bool removes_mean, removes_scale;
   int threads;
   const anynorm_executor* executor;
+  bool past;  // y or dx goes past the caches, being too large for them
   const void* x;
   const void* scale;   // in the work type, as is offset; NULL stands for ones and zeros
   const void* offset;

@@ -33,9 +33,18 @@ struct Projected {
 };
 
 template <class A, class T>
-inline void project_stretch(const T* x, const T* dy, T* dx, int64_t n, A factor, Projected<A> p) {
+ANYNORM_APART void project_stretch_past(const T* x, const T* dy, T* dx, int64_t n, A factor, Projected<A> p) {
+  const Vec<A> by = broadcast(factor);
+  over_vectors_past<A>(n, [&](int64_t at, auto lanes) {
+    lanes.store(dx + at, dx_of(p.k, lanes.load(x + at, p.k.mean), lanes.load(dy + at), by, p.slope, p.level));
+  });
+}
+
+template <class A, class T>
+inline void project_stretch(const T* x, const T* dy, T* dx, int64_t n, A factor, Projected<A> p, bool past) {
   constexpr int64_t L = kLanes<A>;
   const Vec<A> by = broadcast(factor);
+  if (past && row_can_go_past<A>(dx, n)) return project_stretch_past<A>(x, dy, dx, n, factor, p);
   const auto one = [&](int64_t at) {
     store<A>(dx + at, dx_of(p.k, load<A>(x + at), load<A>(dy + at), by, p.slope, p.level));
   };
@@ -118,7 +127,7 @@ struct Stretches {
     const Projected<A> projected(statistic, p);
     strips.over(from, to, [&](int64_t, const Strip& strip) {
       project_stretch<A>(x + strip.x, dy + strip.x, dx + strip.x, strip.length, A(statistic.rstd * scale(strip)),
-                         projected);
+                         projected, call.past);
     });
   }
   void project(int64_t from, int64_t to, const Sums& sums) const {

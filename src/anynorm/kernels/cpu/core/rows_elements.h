@@ -47,7 +47,9 @@ struct RowsAtOnce {
     }
   }
 
-  inline void project(const Work<T>* scale, int64_t n) const {
+  inline void project(const Work<T>* scale, int64_t n, bool past) const {
+    for (int r = 0; r < R; ++r) past = past && row_can_go_past<A>(dx[r], n);
+    if (past) return project_past(scale, n);
     Centred<A> own[R];
     Vec<A> by[R], slope[R], level[R];
     for (int r = 0; r < R; ++r) {
@@ -61,6 +63,21 @@ struct RowsAtOnce {
                                      Vec<A>(s * by[r]), slope[r], level[r]));
     };
     over_vectors<A>(n, make, [](int64_t) {});
+  }
+
+ private:
+  // Row by row: a processor takes a load for the value of a store 4096 bytes away until that is done, which lasts here.
+  ANYNORM_APART void project_past(const Work<T>* scale, int64_t n) const {
+    for (int r = 0; r < R; ++r) {
+      const Centred<A> own(k[r]);
+      const Vec<A> by = broadcast(rstd[r]), slope = broadcast(p[r].slope), level = broadcast(p[r].level);
+      const T *from = x[r], *grad = dy[r];
+      T* const to = dx[r];
+      over_vectors_past<A>(n, [&](int64_t i, auto lanes) {
+        lanes.store(to + i, dx_of(own, lanes.load(from + i, own.mean), lanes.load(grad + i),
+                                  Vec<A>(lanes.load(scale + i) * by), slope, level));
+      });
+    }
   }
 };
 
@@ -103,7 +120,7 @@ void backward_elements_at(const Call& call, int64_t group, const Work<T>* scale,
     for (int r = 0; r < R; ++r) fit &= rows.take(call, r, statistic[r], sums[r]);
     for (int64_t i = 0; fit && i < g.pieces.size; ++i) {
       const int64_t place = to_piece(rows, i);
-      rows.project(scale + place, g.c);
+      rows.project(scale + place, g.c, call.past);
     }
     return fit;
   };

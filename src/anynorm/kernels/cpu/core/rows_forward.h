@@ -123,10 +123,18 @@ Finished row_statistic(const Call& call, const Blocks& b, const T* group, const 
 // --- apply ----------------------------------------------------------------------------------------------------------
 
 template <class A, class T>
-inline void scale_stretch(const T* x, T* y, int64_t n, Centre<A> k, A scale, A offset) {
+ANYNORM_APART void scale_stretch_past(const T* x, T* y, int64_t n, Vec<A> mean, Vec<A> a, Vec<A> b) {
+  over_vectors_past<A>(n, [&](int64_t i, auto lanes) {
+    lanes.store(y + i, fma(Vec<A>(mean - lanes.load(x + i, mean)), a, b));
+  });
+}
+
+template <class A, class T>
+inline void scale_stretch(const T* x, T* y, int64_t n, Centre<A> k, A scale, A offset, bool past) {
   constexpr int64_t L = kLanes<A>;
   const Vec<A> mean = broadcast(k.mean), a = broadcast(A(k.minus * scale)), b = broadcast(A(k.rest * scale + offset));
   const auto y_of = [&](Vec<A> v) { return fma(Vec<A>(mean - v), a, b); };
+  if (past && row_can_go_past<A>(y, n)) return scale_stretch_past<A>(x, y, n, mean, a, b);
   int64_t i = 0;
   for (; i + 4 * L <= n; i += 4 * L)
     for (int64_t j = 0; j < 4; ++j) store<A>(y + i + j * L, y_of(load<A>(x + i + j * L)));
@@ -134,12 +142,23 @@ inline void scale_stretch(const T* x, T* y, int64_t n, Centre<A> k, A scale, A o
   if (i < n) store_part<A>(y + i, n - i, y_of(load_part<A>(x + i, n - i, mean)));
 }
 
+template <class A, class T>
+ANYNORM_APART void scale_elements_past(const T* x, T* y, int64_t n, Centred<A> k, const Work<T>* scale,
+                                       const Work<T>* offset) {
+  over_vectors_past<A>(n, [&](int64_t i, auto lanes) {
+    const Vec<A> b = offset == nullptr ? Vec<A>{} : lanes.load(offset + i);
+    lanes.store(y + i, fma(k.h(lanes.load(x + i, k.mean)), lanes.load(scale + i), b));
+  });
+}
+
 // A scale and an offset for each element; `offset` may be NULL.
 template <class A, class T>
-inline void scale_elements(const T* x, T* y, int64_t n, Centre<A> centre, const Work<T>* scale, const Work<T>* offset) {
+inline void scale_elements(const T* x, T* y, int64_t n, Centre<A> centre, const Work<T>* scale, const Work<T>* offset,
+                           bool past) {
   constexpr int64_t L = kLanes<A>;
   const Centred<A> k(centre);
   const Vec<A> zero = {};
+  if (past && row_can_go_past<A>(y, n)) return scale_elements_past<A>(x, y, n, k, scale, offset);
   int64_t i = 0;
   if (offset != nullptr) {
     const auto one = [&](int64_t at) {
@@ -174,14 +193,15 @@ void apply_pieces(const Call& call, const Walk::Place& at, const Centre<A>& k, i
     const Work<T>* by = scale == nullptr ? nullptr : scale + at.affine + in.affine;
     const Work<T>* more = offset == nullptr ? nullptr : offset + at.affine + in.affine;
     if (g.c > 1 && g.s == 1 && by != nullptr) {
-      scale_elements<A>(x + begin, y + begin, end - begin, k, by + begin, more == nullptr ? nullptr : more + begin);
+      scale_elements<A>(x + begin, y + begin, end - begin, k, by + begin,
+                        more == nullptr ? nullptr : more + begin, call.past);
       continue;
     }
     int64_t channel = begin == 0 ? 0 : begin / g.s;
     for (int64_t i = begin; i < end; ++channel) {
       const int64_t stop = least(end, (channel + 1) * g.s);
       scale_stretch<A>(x + i, y + i, stop - i, k, by == nullptr ? A(1) : A(by[channel]),
-                       more == nullptr ? A(0) : A(more[channel]));
+                       more == nullptr ? A(0) : A(more[channel]), call.past);
       i = stop;
     }
   }

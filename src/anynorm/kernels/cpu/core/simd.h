@@ -246,6 +246,43 @@ struct Part {
   }
 };
 
+// A whole vector of a result that goes past the caches: memory is not read before it is written, and the caches keep what
+// they hold. To an address that is a multiple of the vector.
+template <class A>
+struct Past : Whole<A> {
+  template <class T>
+  static inline void store(T* p, Vec<A> v) {
+    Whole<A>::store(p, v);
+  }
+#if defined(__AVX512F__)
+  static inline void store(float* p, Vec<float> v) { _mm512_stream_ps(p, __m512(v)); }
+  static inline void store(double* p, Vec<double> v) { _mm512_stream_pd(p, __m512d(v)); }
+#elif defined(__AVX__)
+  static inline void store(float* p, Vec<float> v) { _mm256_stream_ps(p, __m256(v)); }
+  static inline void store(double* p, Vec<double> v) { _mm256_stream_pd(p, __m256d(v)); }
+#endif
+};
+
+// Whether vectors at p, and in rows so many elements apart, are where `Past` can write them.
+template <class A, class T>
+inline bool can_go_past(const T* p, int64_t stride = 0) {
+  return sizeof(T) == sizeof(A) && (uintptr_t(p) | uintptr_t(stride) * sizeof(T)) % sizeof(Vec<A>) == 0;
+}
+
+// For loops that only large arrays need, so that they take no registers from the others; short rows are not worth a call.
+#define ANYNORM_APART __attribute__((noinline))
+template <class A, class T>
+inline bool row_can_go_past(const T* p, int64_t n) {
+  return n * int64_t(sizeof(T)) >= 1024 && can_go_past<A>(p);
+}
+
+// Other threads see what went past the caches only behind this.
+inline void past_is_written() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 // work(i, lanes) for all vectors of n elements, two a turn behind ahead(i).
 template <class A, class F, class G>
 inline void over_vectors(int64_t n, const F& work, const G& ahead) {
@@ -263,6 +300,25 @@ inline void over_vectors(int64_t n, const F& work) {
   int64_t i = 0;
   for (; i + L <= n; i += L) work(i, Whole<A>());
   if (i < n) work(i, Part<A>{n - i});
+}
+
+// As above, whole vectors going past the caches.
+template <class A, class F>
+inline void over_vectors_past(int64_t n, const F& work) {
+  constexpr int64_t L = kLanes<A>;
+  int64_t i = 0;
+  for (; i + 2 * L <= n; i += 2 * L) work(i, Past<A>()), work(i + L, Past<A>());
+  if (i + L <= n) work(i, Past<A>()), i += L;
+  if (i < n) work(i, Part<A>{n - i});
+}
+
+// The one or the other.
+template <class A, class F>
+inline void over_results(int64_t n, bool past, const F& work) {
+  if (past)
+    over_vectors_past<A>(n, work);
+  else
+    over_vectors<A>(n, work);
 }
 
 // --- sums over the lanes, always in the same order --------------------------------------------------------------------

@@ -60,7 +60,12 @@ def layer_norm(
         return _overridden(layer_norm, (input, weight, bias), given, mask=mask)
     if _goes_to_onnx(mask):
         return peer.layer_norm(input, list(normalized_shape), weight, bias, eps)
-    return ops.normalize_checked(input, weight, bias, mask, _last(tuple(normalized_shape)), eps)[0]
+    shape = tuple(normalized_shape)
+    try:
+        return ops.normalize_checked(input, weight, bias, mask, _last(shape), eps)[0]
+    except ValueError:
+        _check_end(input, shape)
+        raise
 
 
 def rms_norm(
@@ -87,8 +92,12 @@ def rms_norm(
         return _overridden(rms_norm, (input, weight), (input, normalized_shape, weight, eps), mask=mask)
     if _goes_to_onnx(mask):
         return peer.rms_norm(input, list(normalized_shape), weight, eps)
-    spec = _last(tuple(normalized_shape), ("scale",))
-    return ops.normalize_checked(input, weight, None, mask, spec, _rms_eps(input, eps))[0]
+    shape = tuple(normalized_shape)
+    try:
+        return ops.normalize_checked(input, weight, None, mask, _last(shape, ("scale",)), _rms_eps(input, eps))[0]
+    except ValueError:
+        _check_end(input, shape)
+        raise
 
 
 def layer_norm2d(
@@ -286,6 +295,12 @@ def _with_running(
     if running_mean is None or running_var is None:
         raise ValueError("there are no running statistics to normalize with: give both, or use the batch's")
     return ops.apply_checked(input, running_mean, running_var, weight, bias, BATCH, eps)
+
+
+def _check_end(input: Tensor, shape: tuple[int, ...]) -> None:
+    """Say which lengths do not fit: behind an error, since before each call it would cost a small array's time."""
+    if shape and tuple(input.shape[-len(shape) :]) != shape:
+        raise ValueError(f"the input must end in {shape}, and its shape is {tuple(input.shape)}")
 
 
 def _rms_eps(input: Tensor, eps: float | None) -> float:

@@ -18,7 +18,6 @@ tensor([[-1.,  1.],
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,10 +25,9 @@ from torch import Tensor
 from torch.nn import functional as peer
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from ..catalogue import CATALOGUE, last
 from ..ops import torch as ops
-from ..spec import MOMENTS, NormSpec
 from . import running
+from .sentences import BATCH, INSTANCE, LAYER_CHANNELS, RMS_CHANNELS, groups_of, over_last
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "layer_norm2d", "rms_norm", "rms_norm2d"]
 
@@ -62,7 +60,7 @@ def layer_norm(
         return peer.layer_norm(input, list(normalized_shape), weight, bias, eps)
     shape = tuple(normalized_shape)
     try:
-        return ops.normalize_checked(input, weight, bias, mask, _last(shape), eps)[0]
+        return ops.normalize_checked(input, weight, bias, mask, over_last(shape), eps)[0]
     except ValueError:
         _check_end(input, shape)
         raise
@@ -94,7 +92,7 @@ def rms_norm(
         return peer.rms_norm(input, list(normalized_shape), weight, eps)
     shape = tuple(normalized_shape)
     try:
-        return ops.normalize_checked(input, weight, None, mask, _last(shape, ("scale",)), _rms_eps(input, eps))[0]
+        return ops.normalize_checked(input, weight, None, mask, over_last(shape, ("scale",)), _rms_eps(input, eps))[0]
     except ValueError:
         _check_end(input, shape)
         raise
@@ -170,7 +168,7 @@ def group_norm(
         return _overridden(group_norm, (input, weight, bias), (input, num_groups, weight, bias, eps), mask=mask)
     if _goes_to_onnx(mask):
         return peer.group_norm(input, num_groups, weight, bias, eps)
-    return ops.normalize_checked(input, weight, bias, mask, _group(num_groups), eps)[0]
+    return ops.normalize_checked(input, weight, bias, mask, groups_of(num_groups), eps)[0]
 
 
 def instance_norm(
@@ -307,28 +305,3 @@ def _rms_eps(input: Tensor, eps: float | None) -> float:
     if eps is not None:
         return eps
     return torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
-
-
-@lru_cache(maxsize=4096)
-def _encoded(make: Callable[..., NormSpec], *arguments: Any) -> str:
-    return make(*arguments).encode()
-
-
-# torch.compile does not read how a sentence comes about.
-@torch.compiler.assume_constant_result
-def _last(lengths: tuple[int, ...], remove: tuple[str, ...] = MOMENTS) -> str:
-    return _encoded(last, lengths, remove)
-
-
-@torch.compiler.assume_constant_result
-def _group(groups: int) -> str:
-    return _encoded(_group_spec, groups)
-
-
-def _group_spec(groups: int) -> NormSpec:
-    return CATALOGUE["group"].spec(channels_first=True, g=groups)
-
-
-BATCH, INSTANCE, LAYER_CHANNELS, RMS_CHANNELS = (
-    CATALOGUE[n].spec(channels_first=True).encode() for n in ("batch", "instance", "layer_channels", "rms_channels")
-)

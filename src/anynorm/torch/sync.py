@@ -9,8 +9,9 @@ from torch import Tensor, distributed
 from torch.fx import Proxy
 
 from ..ops.torch_processes import normalize as together
-from . import functional, running
+from . import running
 from .batch import BatchNorm
+from .sentences import BATCH
 
 
 class SyncBatchNorm(BatchNorm):
@@ -68,7 +69,7 @@ class SyncBatchNorm(BatchNorm):
         self._check_input_dim(input)
         self.check_channels(input, self.num_features)
         weight, bias = self.parameter("weight"), self.parameter("bias")
-        y, mean, variance, count = together(input, weight, bias, mask, functional.BATCH, self.eps, group)
+        y, mean, variance, count = together(input, weight, bias, mask, BATCH, self.eps, group)
         running_mean, running_var, momentum = self.statistics()
         if running_mean is not None and running_var is not None:
             running.move(running_mean, running_var, mean, variance, count, momentum, self.correction)

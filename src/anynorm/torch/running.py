@@ -15,7 +15,8 @@ def is_repeated() -> bool:
     """Whether this forward pass runs inside a backward pass: activation checkpointing's second, of the same batch.
 
     torch's checkpointing runs it there in both of its variants, and so do all that recompute in a backward function.
-    Compiled programs do not repeat what moves a buffer.
+    torch.compile around a checkpoint does not repeat what moves a buffer. A compiled program inside one cannot ask and
+    moves them twice, as torch.nn's do: compile what calls the checkpoint.
     """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 

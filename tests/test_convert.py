@@ -21,7 +21,7 @@ nnx = pytest.importorskip("flax.nnx")
 import anynorm.keras as K  # noqa: E402, N812
 import anynorm.nnx as A  # noqa: E402, N812
 import anynorm.torch as T  # noqa: E402, N812
-from anynorm.convert import convert, convert_state  # noqa: E402
+from anynorm.convert import convert, convert_state, model_state, norm_names  # noqa: E402
 from anynorm.reference import Reference  # noqa: E402
 
 C = 6
@@ -305,6 +305,107 @@ def test_states_of_every_pair():
         convert_state(start, {"b": "norm"}, source="keras", to="torch")
     with pytest.raises(KeyError, match="no parameter of a normalization"):
         convert_state({"fc.weight2": values(3)}, {"fc": "x"}, source="torch", to="keras")
+
+
+CHAINS = {
+    "torch": lambda: torch.nn.Sequential(
+        LAYERS["torch batch"](), torch.nn.Sequential(LAYERS["torch group"](), LAYERS["torch layer, channels"]())
+    ),
+    "keras": lambda: keras.Sequential([keras.Input((5, 7, C)), LAYERS["keras batch"](), LAYERS["keras group"]()]),
+    "nnx": lambda: nnx.Sequential(LAYERS["nnx batch"](), LAYERS["nnx group"]()),
+}
+
+
+@pytest.mark.parametrize("to", ["torch", "keras", "nnx"])
+@pytest.mark.parametrize("name", CHAINS)
+def test_chains_of_norms(name, to):
+    chain = CHAINS[name]()
+    made, difference = convert(chain, to=to, check=True)
+    assert difference < 2e-5
+    for model in (chain, made):
+        if hasattr(model, "eval"):
+            model.eval()
+    x = values(3, 5, 7, C)
+    one, other = answer(chain, x), answer(made, x)
+    np.testing.assert_allclose(other, one, rtol=0, atol=5e-5 * np.abs(one).max())
+
+
+def answer(model: Any, x: np.ndarray) -> np.ndarray:
+    """Of a model in evaluation, for an input and with a result whose channels are last."""
+    if isinstance(model, torch.nn.Module):
+        return model(torch.tensor(x).movedim(-1, 1)).movedim(1, -1).detach().numpy()
+    return np.asarray(model(x))
+
+
+def test_chains_keep_one_layout():
+    chain = torch.nn.Sequential(LAYERS["torch batch"](), of_torch(torch.nn.LayerNorm(7)))
+    with pytest.raises(ValueError, match='say channels="kept"'):
+        convert(chain, to="keras")
+    x = values(3, C, 5, 7)
+    for to in ("keras", "nnx"):
+        made = convert(chain, to=to, channels="kept", check=True).layer
+        np.testing.assert_allclose(answer(made, x), chain(torch.tensor(x)).detach(), rtol=0, atol=1e-4)
+
+
+def test_a_model_with_other_layers_says_what_to_do():
+    """And what it says does it, by the order of the norms here and there."""
+    made = models()
+    of_torch(made["torch"])
+    with pytest.raises(
+        TypeError, match=r"Linear is no .* its 2 normalizations .* convert_state\(model_state\(model\), "
+    ):
+        convert(made["torch"], to="nnx")
+    with pytest.raises(TypeError, match=r'"layers.1": ..., "layers.2": ...'):
+        convert(made["nnx"], to="torch")
+    assert (norm_names(made["torch"]), norm_names(made["nnx"])) == (["1", "2"], ["layers.1", "layers.2"])
+    names = dict(zip(norm_names(made["torch"]), norm_names(made["nnx"]), strict=True))
+    state = convert_state(model_state(made["torch"]), names, source="torch", to="nnx")
+    nnx.update(made["nnx"], state)
+    np.testing.assert_array_equal(made["nnx"].layers[1].mean[...], made["torch"][1].running_mean)
+    np.testing.assert_array_equal(made["nnx"].layers[2].scale[...], made["torch"][2].weight.detach())
+    inputs = keras.Input((4,))
+    y = keras.layers.LayerNormalization(name="b")(
+        keras.layers.BatchNormalization(name="a")(keras.layers.Dense(C)(inputs))
+    )
+    model = keras.Model(inputs, y)
+    names = dict(zip(norm_names(made["torch"]), norm_names(model), strict=True))
+    assert names == {"1": "a", "2": "b"}
+    state = convert_state(model_state(made["torch"]), names, source="torch", to="keras")
+    for variable in model.variables:
+        variable.assign(state.get(variable.path, variable))
+    np.testing.assert_array_equal(np.asarray(model.get_layer("a").moving_variance), made["torch"][1].running_var)
+    with pytest.raises(TypeError, match="Functional is no"):
+        convert(model, to="torch")
+    assert convert_state(model_state(model), {"a": "x"}, source="keras", to="torch").keys() >= {"x.weight", "x.bias"}
+
+
+def test_addons_states_mean_what_their_equations_say():
+    """From the names and shapes that its files have, into a module, against the equation on the numbers."""
+    gamma, beta, x = values(C), values(C) + 1, values(3, 5, 7, C)
+    file = {
+        "group_normalization": {"group_normalization": {"gamma:0": gamma, "beta:0": beta}},
+        "frn/gamma:0": gamma.reshape(1, 1, 1, C),
+        "frn/beta:0": beta.reshape(1, 1, 1, C),
+        "frn/learned_epsilon:0": np.array([-0.5], np.float32),
+    }
+    names = {"group_normalization/group_normalization": "norm"}
+    layer = T.GroupNorm(3, C, eps=1e-3)
+    state = {k.removeprefix("norm."): v for k, v in convert_state(file, names, source="addons", to="torch").items()}
+    layer.load_state_dict(state)
+    groups = x.astype(float).reshape(3, 35, 3, C // 3)
+    mean, variance = groups.mean((1, 3), keepdims=True), groups.var((1, 3), keepdims=True)
+    want = ((groups - mean) / np.sqrt(variance + 1e-3)).reshape(x.shape) * gamma + beta
+    np.testing.assert_allclose(answer(layer, x), want, rtol=0, atol=1e-5)
+    response = T.Norm("n c [...]", c=C, remove="scale", eps=0.5 + 1e-6)
+    frn = {k: v for k, v in file.items() if "epsilon" not in k}
+    state = convert_state(frn, {"frn": "x"}, source="addons", to="torch")
+    response.load_state_dict({k.removeprefix("x."): v for k, v in state.items()})
+    want = x / np.sqrt((x.astype(float) ** 2).mean((1, 2), keepdims=True) + 0.5 + 1e-6) * gamma + beta
+    np.testing.assert_allclose(answer(response, x), want, rtol=0, atol=2e-5)
+    with pytest.raises(KeyError, match="learned_epsilon"):
+        convert_state(file, {"frn": "x"}, source="addons", to="torch")
+    back = convert_state(layer.state_dict(), {"weight": "g/gamma", "bias": "g/beta"}, source="torch", to="addons")
+    np.testing.assert_array_equal(back["g/gamma"], gamma)
 
 
 def test_converting_imports_no_third_framework():

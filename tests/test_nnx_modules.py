@@ -177,6 +177,12 @@ def test_batch_norm_step_by_step():
     assert (ours.mean[...] != before["mean"][...]).all()
 
 
+def test_an_empty_batch_moves_nothing():
+    module = A.BatchNorm(3, rngs=nnx.Rngs(0))
+    assert module(jnp.ones((0, 5, 3))).shape == (0, 5, 3)
+    np.testing.assert_array_equal(module.var[...], np.ones(3))
+
+
 def test_the_running_statistics_of_half_precision_are_float32_s():
     module = A.BatchNorm(3, dtype=jnp.bfloat16, momentum=0.0, rngs=nnx.Rngs(0))
     x = jnp.asarray(seed("half").normal(100, 1, size=(64, 3)), jnp.bfloat16)

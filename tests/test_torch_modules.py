@@ -202,8 +202,39 @@ def test_subclasses_of_tensor_keep_their_class():
         assert A.functional.layer_norm(x, (6,)).device.type == "cpu"
 
 
-def test_symbolic_trace_sees_one_call():
-    graph = torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.Linear(6, 8), A.LayerNorm(8)))
+@modules
+def test_symbolic_trace_takes_a_module_for_a_leaf(name, args, shape, sentence, rest):
+    model = torch.nn.Sequential(torch.nn.ReLU(), made(name, args))
+    graph = torch.fx.symbolic_trace(model)
+    assert [node.op for node in graph.graph.nodes] == ["placeholder", "call_module", "call_module", "output"]
+    x = torch.randn(shape)
+    torch.testing.assert_close(graph(x), model(x))
+    if name.endswith("BatchNorm2d"):
+        assert model[1].num_batches_tracked == 2, "tracing moves nothing, and its graph does"
+
+
+def test_functions_are_nodes_of_a_symbolic_trace():
+    graph = torch.fx.symbolic_trace(lambda x: A.functional.layer_norm(x + 1, (6,)))
     assert A.functional.layer_norm in [node.target for node in graph.graph.nodes]
-    x = torch.randn(4, 6)
-    assert graph(x).shape == (4, 8)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+def test_scripting_is_refused_in_words():
+    with pytest.raises(TypeError, match="cannot read GroupNorm"):
+        torch.jit.script(torch.nn.Sequential(A.GroupNorm(3, 6)))
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "words"),
+    [
+        (A.GroupNorm(3, 6), (6,), "too few dimensions"),
+        (A.LayerNorm2d(6), (), "too few dimensions"),
+        (A.LayerNorm(6), (4, 7), r"must end in \(6,\), and its shape is \(4, 7\)"),
+        (A.RMSNorm((5, 6)), (4, 7, 6), r"must end in \(5, 6\)"),
+        (A.LayerNorm(6), (), r"must end in \(6,\)"),
+    ],
+    ids=str,
+)
+def test_shapes_that_do_not_fit_are_named(module, shape, words):
+    with pytest.raises(ValueError, match=words):
+        module(torch.randn(shape))

@@ -75,9 +75,26 @@ for got in parallel:
 """
 
 
+COMPILED = """
+eager, whole = A.SyncBatchNorm(5), A.SyncBatchNorm(5)
+compiled = torch.compile(whole, fullgraph=True)
+for cut in (7, 4, 8):
+    x, dy = torch.randn(10, 5, 4), torch.randn(10, 5, 4)
+    part = [slice(0, cut), slice(cut, 10)][rank]
+    one, other = x[part].clone().requires_grad_(), x[part].clone().requires_grad_()
+    got, wanted = compiled(one), eager(other)
+    close(got, wanted)
+    got = torch.autograd.grad(got, [one, *whole.parameters()], dy[part])
+    for a, b in zip(got, torch.autograd.grad(wanted, [other, *eager.parameters()], dy[part])):
+        close(a, b, 1e-5)
+    for a, b in zip(whole.buffers(), eager.buffers()):
+        close(a, b)
+"""
+
+
 def test_two_processes(tmp_path):
     # One pair of processes for all: to start one takes longer than what it does.
-    arguments = [sys.executable, "-c", START + SYNC + PARALLEL]
+    arguments = [sys.executable, "-c", START + SYNC + COMPILED + PARALLEL]
     running = [
         subprocess.Popen([*arguments, str(rank), str(tmp_path / "store")], stderr=subprocess.PIPE, text=True)
         for rank in range(2)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_torch_modules import IMAGE, MODULES, made, modules
 from torch import func
+from torch.utils.checkpoint import checkpoint
 
 import anynorm.torch as A  # noqa: N812
 
@@ -95,6 +96,20 @@ def test_compiles_with_a_mask_and_without_momentum():
         close(compiled(x, mask=mask), eager(x, mask=mask))
     for one, other in zip(module.buffers(), eager.buffers(), strict=True):
         close(one, other)
+
+
+def test_compiles_with_a_checkpoint_inside():
+    torch._dynamo.reset()
+    eager, module = A.BatchNorm1d(6), A.BatchNorm1d(6)
+    compiled = torch.compile(lambda x: checkpoint(module, x, use_reentrant=False), fullgraph=True, backend="aot_eager")
+    one = torch.randn(5, 6, requires_grad=True)
+    other, dy = one.detach().clone().requires_grad_(), torch.randn(5, 6)
+    got, wanted = (
+        [y := f(x), *torch.autograd.grad(y, [x, *m.parameters()], dy), *m.buffers()]
+        for f, m, x in ((compiled, module, one), (eager, eager, other))
+    )
+    for a, b in zip(got, wanted, strict=True):
+        close(a, b)
 
 
 def test_inductor():

@@ -119,3 +119,16 @@ def test_functional_call_moves_the_buffers_that_it_is_given():
     torch.func.functional_call(layer, {**dict(layer.named_parameters()), **buffers}, (x,))
     assert torch.equal(layer.running_mean, torch.zeros(6))
     close(buffers["running_mean"], 0.1 * x.mean(0))
+
+
+def test_vmap_over_batches_needs_statistics_of_their_own():
+    x = torch.randn(3, 5, 6)
+    with pytest.raises(ValueError, match="track_running_stats=False"):
+        torch.func.vmap(A.BatchNorm1d(6))(x)
+    alone = A.BatchNorm1d(6, track_running_stats=False)
+    close(torch.func.vmap(alone)(x), torch.stack([alone(batch) for batch in x]))
+    layers = [A.BatchNorm1d(6, momentum=None) for _ in x]
+    parameters, buffers = torch.func.stack_module_state(layers)
+    call = lambda p, b, x: torch.func.functional_call(layers[0], (p, b), (x,))  # noqa: E731
+    close(torch.func.vmap(call)(parameters, buffers, x), torch.stack([alone(batch) for batch in x]))
+    close(buffers["running_mean"], x.mean(1))

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import model as models
 from . import state as states
 from .norm import POSITIONS, Norm, checked
 
-__all__ = ["Converted", "convert", "convert_state"]
+__all__ = ["Converted", "convert", "convert_state", "model_state", "norm_names"]
 
 
 class Converted(NamedTuple):
@@ -79,12 +80,14 @@ def convert(
 
     Args:
         layer: a layer of torch.nn, keras.layers (built), flax.nnx or anynorm, or the dictionary of one of TensorFlow
-            Addons: {"class_name": ..., "config": ..., "weights": [...]}.
+            Addons: {"class_name": ..., "config": ..., "weights": [...]}; or a Sequential of layers that are all
+            normalizations (of dictionaries a list), which becomes one there.
         to: "torch", "keras" or "nnx", for a layer of anynorm's that is a drop-in for the framework's own; "addons" for
             a dictionary.
         channels: "first" or "last", where the result has its channels; parameters over several axes are transposed.
             None means where the framework has them, for layers that have channels: first in torch, last elsewhere. A
-            layer normalization over the last axes stays there unless this is given.
+            layer normalization over the last axes stays there unless this is given. "kept" leaves all axes where they
+            are.
         rank: dimensions of the input, which torch's classes for 1, 2 and 3 dimensions need to know; None means as the
             layer says, or 4.
         check: also run both layers, in evaluation, on random input.
@@ -94,7 +97,8 @@ def convert(
         The layer; with `check`, a `Converted` of it and the largest difference.
 
     Raises:
-        TypeError: the layer is no normalization of a known framework.
+        TypeError: the layer is no normalization of a known framework, or the model has other layers; what to do with
+            such a model, the error says (`convert_state`).
         ValueError: the layer does something that no layer there can do, such as torch's `momentum=None`; unknown names;
             a difference above the tolerance.
 
@@ -110,8 +114,18 @@ def convert(
     ('anynorm.nnx.group', True)
     """
     source, target = dialect_of(layer), _dialect(to)
-    if channels is not None and channels not in POSITIONS:
-        raise ValueError(f'channels is "first" or "last", not {channels!r}')
+    if channels is not None and channels not in (*POSITIONS, "kept"):
+        raise ValueError(f'channels is "first" or "last" or "kept", not {channels!r}')
+    layers = models.layers_of(layer, source)
+    if source.parts(layer) is not None:
+        norms = [source.read(one) for one in layers]
+        _check_layout(norms, source, target, channels)
+        rank = rank or next((norm.rank for norm in norms if norm.rank), None)
+        words: dict[str, Any] = {"channels": channels, "rank": rank, "check": check, "tolerance": tolerance}
+        made = [convert(one, to, **words) for one in layers]
+        if not check:
+            return target.join(made)
+        return Converted(target.join([one.layer for one in made]), max(one.difference for one in made))
     norm = source.read(layer)
     norm = checked(norm if rank is None else replace(norm, rank=rank))
     norm = norm if target.ANY_SENTENCE else norm.named()
@@ -156,9 +170,37 @@ def convert_state(state: Mapping[str, Any], names: Mapping[str, str], *, source:
     return states.nested(arrays, states.SEPARATORS[to]) if to in states.NESTED else arrays
 
 
+def norm_names(model: Any) -> list[str]:
+    """The names of a model's normalizations that have parameters, as its state begins them, in the model's order.
+
+    So two models of one architecture in two frameworks have the mapping `dict(zip(norm_names(a), norm_names(b)))`.
+
+    Args:
+        model: of torch, Keras (built) or Flax NNX.
+
+    >>> import torch
+    >>> norm_names(torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.LayerNorm(6)))
+    ['1']
+    """
+    return list(models.norms(model, dialect_of(model)))
+
+
+def model_state(model: Any) -> dict[str, Any]:
+    """A model's whole state by name, as `convert_state` takes it.
+
+    Args:
+        model: of torch, Keras (built) or Flax NNX.
+
+    >>> import torch
+    >>> list(model_state(torch.nn.LayerNorm(6)))
+    ['weight', 'bias']
+    """
+    return dict(dialect_of(model).state(model))
+
+
 def dialect_of(layer: Any) -> ModuleType:
     """The reader and writer for a layer like this; no framework is imported to find out."""
-    if isinstance(layer, Mapping):
+    if isinstance(layer, Mapping | list):
         return _addons()
     for name, module, kind in _LAYERS:
         known = getattr(sys.modules.get(module), kind, None)
@@ -177,9 +219,20 @@ def _dialect(name: str) -> ModuleType:
 
 def _placed(norm: Norm, source: ModuleType, target: ModuleType, channels: str | None) -> Norm:
     """The norm with its channels where they are to be."""
+    if channels == "kept":
+        return norm
     if channels is not None:
         return norm.moved(channels)
     return norm if source is target or len(norm.axes) != 1 or not _has_channels(norm) else norm.moved(target.CHANNELS)
+
+
+def _check_layout(norms: list[Norm], source: ModuleType, target: ModuleType, channels: str | None) -> None:
+    """Raise where a chain would move the channels of some layers and leave others where they are."""
+    if channels is None and len({_placed(norm, source, target, None).axes == norm.axes for norm in norms}) > 1:
+        raise ValueError(
+            "some of the layers would get their channels elsewhere and others, which have none, stay: say "
+            'channels="kept" for a model that takes the same input'
+        )
 
 
 def _has_channels(norm: Norm) -> bool:

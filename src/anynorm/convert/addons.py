@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,24 @@ def run(layer: Any, x: np.ndarray) -> np.ndarray:
     norm = read(layer)
     y: np.ndarray = ops.normalize(x, norm.scale, norm.offset, None, norm.spec(x.ndim), norm.eps)[0]
     return y
+
+
+def parts(model: Any) -> list[Any] | None:
+    """A list of dictionaries is a chain of layers."""
+    return model if isinstance(model, list) else None
+
+
+def join(layers: list[Any]) -> list[Any]:
+    return layers
+
+
+def named(model: Any) -> Iterator[tuple[str, Any]]:
+    """None: the layers of a list have no names."""
+    return iter(())
+
+
+def state(model: Any) -> dict[str, Any]:
+    raise TypeError("a dictionary of arrays is a state already: give it to convert_state as it is")
 
 
 def array(values: Array) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -95,6 +96,25 @@ def _made(norm: Norm) -> Any:
 def run(layer: Any, x: np.ndarray) -> np.ndarray:
     """The layer's answer outside training."""
     return np.asarray(keras.ops.convert_to_numpy(layer(x)))
+
+
+def parts(model: Any) -> list[Any] | None:
+    """A chain's layers, None for what is no chain."""
+    return list(model.layers) if isinstance(model, keras.Sequential) else None
+
+
+def join(layers: list[Any]) -> keras.Sequential:
+    return keras.Sequential(layers)
+
+
+def named(model: Any) -> Iterator[tuple[str, Any]]:
+    """All layers of a model that have parameters, by the paths of these."""
+    layers = model._flatten_layers(include_self=False) if isinstance(model, keras.Model) else [model]
+    return ((layer.weights[0].path.rpartition("/")[0], layer) for layer in layers if layer.weights)
+
+
+def state(model: Any) -> dict[str, Any]:
+    return {variable.path: numpy(variable) for variable in model.variables}
 
 
 def array(values: Array) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -93,6 +94,25 @@ def run(layer: Any, x: np.ndarray) -> np.ndarray:
     """The module's answer outside training."""
     more: dict[str, Any] = {"use_running_average": True} if isinstance(layer, nnx.BatchNorm) else {}
     return np.asarray(layer(jnp.asarray(x), **more))
+
+
+def parts(model: Any) -> list[Any] | None:
+    """A chain's modules, None for what is no chain."""
+    return list(model.layers) if isinstance(model, nnx.Sequential) else None
+
+
+def join(layers: list[Any]) -> nnx.Sequential:
+    return nnx.Sequential(*layers)
+
+
+def named(model: Any) -> Iterator[tuple[str, Any]]:
+    """All modules of a model that have parameters, by the names that its state gives them."""
+    found = nnx.iter_modules(model)
+    return ((".".join(map(str, path)), module) for path, module in found if nnx.to_flat_state(nnx.state(module)))
+
+
+def state(model: Any) -> dict[str, Any]:
+    return dict(nnx.to_pure_dict(nnx.state(model)))
 
 
 def array(values: Array) -> Any:

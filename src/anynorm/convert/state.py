@@ -18,6 +18,7 @@ SEPARATORS = {"torch": ".", "keras": "/", "nnx": ".", "addons": "/"}
 # Names besides: Keras's RMS normalization calls its weight scale.
 ALIASES = {"keras": {"scale": "gamma"}}
 NESTED = frozenset({"nnx"})
+FLAT = frozenset({"addons"})
 # What a dialect has beyond these, by which of them it comes with.
 COMPANIONS = {"torch": {"running_mean": ("num_batches_tracked", 0)}}
 
@@ -43,12 +44,17 @@ def converted(state: Mapping[str, Any], names: Mapping[str, str], source: str, t
 def _renamed(name: str, value: np.ndarray, source: str, to: str) -> Iterator[tuple[str, np.ndarray]]:
     if name in {companion for companion, _ in COMPANIONS.get(source, {}).values()}:
         return
+    # In files of Keras 2 every name ends so.
+    name = name.removesuffix(":0")
     known = ALIASES.get(source, {}).get(name, name)
     if known not in NAMES[source]:
         raise KeyError(
             f'"{name}" is no parameter of a normalization in {source}: {", ".join(NAMES[source])}. Name layers of '
             "normalization only, or map the entry itself, by its full name on both sides"
         )
+    if source in FLAT:
+        # Filter response normalization's are (1, 1, 1, c) there, and (c,) elsewhere.
+        value = np.reshape(value, -1)
     new = NAMES[to][NAMES[source].index(known)]
     yield new, value
     if new in COMPANIONS.get(to, {}):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,24 @@ def run(layer: Any, x: np.ndarray) -> np.ndarray:
         y = layer.eval()(array(x))
     layer.train(training)
     return y.numpy()
+
+
+def parts(model: Any) -> list[Any] | None:
+    """A chain's layers, None for what is no chain."""
+    return list(model) if isinstance(model, torch.nn.Sequential) else None
+
+
+def join(layers: list[Any]) -> torch.nn.Module:
+    return torch.nn.Sequential(*layers)
+
+
+def named(model: Any) -> Iterator[tuple[str, Any]]:
+    """All layers of a model that have parameters, by the names that its state gives them."""
+    return ((name, layer) for name, layer in model.named_modules() if layer.state_dict())
+
+
+def state(model: Any) -> dict[str, Any]:
+    return dict(model.state_dict())
 
 
 def array(values: Array) -> torch.Tensor:

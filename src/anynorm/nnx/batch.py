@@ -62,8 +62,10 @@ class BatchNorm(nnx.BatchNorm):
         if use_running_average:
             return self._apply(x, statistics, scale, bias, spec)
         y, mean, variance = normalize(self, spec, self.num_features, x, scale, bias, mask)
-        _move(self.mean, mean, self.momentum)
-        _move(self.var, variance, self.momentum)
+        # An empty batch has nothing to say; Flax's statistics become NaN.
+        if 0 not in x.shape:
+            _move(self.mean, mean, self.momentum)
+            _move(self.var, variance, self.momentum)
         return y
 
     def _apply(self, x: Array, statistics: Any, scale: Array | None, bias: Array | None, spec: Any) -> Array:

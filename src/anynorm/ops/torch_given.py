@@ -16,7 +16,7 @@ def apply(
     x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, sentence: str, eps: float
 ) -> Array:
     """y = (x - mean) / sqrt(variance + eps) * scale + offset, differentiable in all of them."""
-    kept, affine = _whole_axes(sentence, x.ndim)
+    kept, affine = whole_axes(sentence, x.ndim)
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
 
     def spread(small: Array, shape: list[int]) -> Array:
@@ -33,7 +33,7 @@ def apply(
 
 
 @torch.compiler.assume_constant_result
-def _whole_axes(sentence: str, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def whole_axes(sentence: str, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The dimensions over which statistics are kept, and those with scale and offset."""
     return _cached_whole_axes(sentence, rank)
 

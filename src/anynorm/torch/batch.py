@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from . import functional, running
-from .checks import check_channels
+from .base import Base
 
 
-class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
+class BatchNorm(Base, torch.nn.modules.batchnorm._BatchNorm):
     """What batch normalization is whatever the rank of its input."""
 
     # On the class too: a module of torch.nn that becomes one of these by `replace_norms` has none of its own.
@@ -30,44 +31,35 @@ class BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         bias: bool = True,
         correction: int = 1,
     ) -> None:
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, bias=bias
-        )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.correction = correction
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        if isinstance(input, Proxy):
+            return self.as_leaf(input, mask)
         self._check_input_dim(input)
-        check_channels(self, input, self.num_features)
-        # Read once: what is no plain attribute takes a module longer to find than a small array to normalize.
-        mean, variance, training = self.running_mean, self.running_var, self.training
-        if training and not self.track_running_stats:
-            mean = variance = None
-        if mean is None or variance is None:
-            return self.normalize(input, None, None, True, 0.0, mask)
-        return self.normalize(input, mean, variance, training, running.momentum_of(self) if training else 0.0, mask)
-
-    def normalize(
-        self,
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        training: bool,
-        momentum: float | Tensor,
-        mask: Tensor | None,
-    ) -> Tensor:
-        """What `forward` does after it has settled which statistics are used, and which move."""
+        self.check_channels(input, self.num_features)
+        mean, variance, momentum = self.statistics()
         return functional.batch_norm(
             input,
-            running_mean,
-            running_var,
-            self.weight,
-            self.bias,
-            training,
+            mean,
+            variance,
+            self.parameter("weight"),
+            self.parameter("bias"),
+            self.training or mean is None,
             momentum,
             self.eps,
             mask=mask,
             correction=self.correction,
         )
+
+    def statistics(self) -> tuple[Tensor | None, Tensor | None, float | Tensor]:
+        """The running mean and variance and the momentum with which they move; None where the batch's alone count."""
+        buffers, training = self._buffers, self.training
+        mean, variance = buffers["running_mean"], buffers["running_var"]
+        if mean is None or variance is None or (training and not self.track_running_stats):
+            return None, None, 0.0
+        return mean, variance, running.momentum_of(self) if training else 0.0
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", correction={self.correction}" if self.correction != 1 else "")

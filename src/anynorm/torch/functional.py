@@ -18,7 +18,6 @@ tensor([[-1.,  1.],
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,10 +25,9 @@ from torch import Tensor
 from torch.nn import functional as peer
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from ..catalogue import CATALOGUE, last
 from ..ops import torch as ops
-from ..spec import MOMENTS, NormSpec
 from . import running
+from .sentences import BATCH, INSTANCE, LAYER_CHANNELS, RMS_CHANNELS, groups_of, over_last
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "layer_norm2d", "rms_norm", "rms_norm2d"]
 
@@ -60,7 +58,12 @@ def layer_norm(
         return _overridden(layer_norm, (input, weight, bias), given, mask=mask)
     if _goes_to_onnx(mask):
         return peer.layer_norm(input, list(normalized_shape), weight, bias, eps)
-    return ops.normalize_checked(input, weight, bias, mask, _last(tuple(normalized_shape)), eps)[0]
+    shape = tuple(normalized_shape)
+    try:
+        return ops.normalize_checked(input, weight, bias, mask, over_last(shape), eps)[0]
+    except ValueError:
+        _check_end(input, shape)
+        raise
 
 
 def rms_norm(
@@ -87,8 +90,12 @@ def rms_norm(
         return _overridden(rms_norm, (input, weight), (input, normalized_shape, weight, eps), mask=mask)
     if _goes_to_onnx(mask):
         return peer.rms_norm(input, list(normalized_shape), weight, eps)
-    spec = _last(tuple(normalized_shape), ("scale",))
-    return ops.normalize_checked(input, weight, None, mask, spec, _rms_eps(input, eps))[0]
+    shape = tuple(normalized_shape)
+    try:
+        return ops.normalize_checked(input, weight, None, mask, over_last(shape, ("scale",)), _rms_eps(input, eps))[0]
+    except ValueError:
+        _check_end(input, shape)
+        raise
 
 
 def layer_norm2d(
@@ -161,7 +168,7 @@ def group_norm(
         return _overridden(group_norm, (input, weight, bias), (input, num_groups, weight, bias, eps), mask=mask)
     if _goes_to_onnx(mask):
         return peer.group_norm(input, num_groups, weight, bias, eps)
-    return ops.normalize_checked(input, weight, bias, mask, _group(num_groups), eps)[0]
+    return ops.normalize_checked(input, weight, bias, mask, groups_of(num_groups), eps)[0]
 
 
 def instance_norm(
@@ -288,32 +295,13 @@ def _with_running(
     return ops.apply_checked(input, running_mean, running_var, weight, bias, BATCH, eps)
 
 
+def _check_end(input: Tensor, shape: tuple[int, ...]) -> None:
+    """Say which lengths do not fit: behind an error, since before each call it would cost a small array's time."""
+    if shape and tuple(input.shape[-len(shape) :]) != shape:
+        raise ValueError(f"the input must end in {shape}, and its shape is {tuple(input.shape)}")
+
+
 def _rms_eps(input: Tensor, eps: float | None) -> float:
     if eps is not None:
         return eps
     return torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
-
-
-@lru_cache(maxsize=4096)
-def _encoded(make: Callable[..., NormSpec], *arguments: Any) -> str:
-    return make(*arguments).encode()
-
-
-# torch.compile does not read how a sentence comes about.
-@torch.compiler.assume_constant_result
-def _last(lengths: tuple[int, ...], remove: tuple[str, ...] = MOMENTS) -> str:
-    return _encoded(last, lengths, remove)
-
-
-@torch.compiler.assume_constant_result
-def _group(groups: int) -> str:
-    return _encoded(_group_spec, groups)
-
-
-def _group_spec(groups: int) -> NormSpec:
-    return CATALOGUE["group"].spec(channels_first=True, g=groups)
-
-
-BATCH, INSTANCE, LAYER_CHANNELS, RMS_CHANNELS = (
-    CATALOGUE[n].spec(channels_first=True).encode() for n in ("batch", "instance", "layer_channels", "rms_channels")
-)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from . import functional
-from .checks import check_channels
+from .base import Base
 
 
-class GroupNorm(torch.nn.GroupNorm):
+class GroupNorm(Base, torch.nn.GroupNorm):
     """Group normalization: a group's channels, at all positions of a sample, share one mean and variance.
 
         y = (x - mean) / sqrt(variance + eps) * weight + bias
@@ -46,5 +47,8 @@ class GroupNorm(torch.nn.GroupNorm):
     """
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        check_channels(self, input, self.num_channels)
-        return functional.group_norm(input, self.num_groups, self.weight, self.bias, self.eps, mask=mask)
+        if isinstance(input, Proxy):
+            return self.as_leaf(input, mask)
+        self.check_channels(input, self.num_channels)
+        weight, bias = self.parameter("weight"), self.parameter("bias")
+        return functional.group_norm(input, self.num_groups, weight, bias, self.eps, mask=mask)

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from . import functional
-from .checks import check_channels
+from .base import Base
 
 
-class InstanceNorm(torch.nn.modules.instancenorm._InstanceNorm):
+class InstanceNorm(Base, torch.nn.modules.instancenorm._InstanceNorm):
     """What instance normalization is whatever the rank of its input."""
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        if isinstance(input, Proxy):
+            return self.as_leaf(input, mask)
         self._check_input_dim(input)
         is_single = input.dim() == self._get_no_batch_dim()
-        check_channels(self, input, self.num_features, 0 if is_single else 1)
+        self.check_channels(input, self.num_features, 0 if is_single else 1)
         y = functional.instance_norm(
             input.unsqueeze(0) if is_single else input,
             self.running_mean,
             self.running_var,
-            self.weight,
-            self.bias,
+            self.parameter("weight"),
+            self.parameter("bias"),
             self.training or not self.track_running_stats,
             self.momentum if self.momentum is not None else 0.0,
             self.eps,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from . import functional
-from .checks import check_channels
+from .base import Base
 
 
-class LayerNorm(torch.nn.LayerNorm):
+class LayerNorm(Base, torch.nn.LayerNorm):
     """Layer normalization: the elements along the last axes share one mean and variance. As `torch.nn.LayerNorm`.
 
         y = (x - mean) / sqrt(variance + eps) * weight + bias
@@ -43,10 +44,13 @@ class LayerNorm(torch.nn.LayerNorm):
     """
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        return functional.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps, mask=mask)
+        if isinstance(input, Proxy):
+            return self.as_leaf(input, mask)
+        weight, bias = self.parameter("weight"), self.parameter("bias")
+        return functional.layer_norm(input, self.normalized_shape, weight, bias, self.eps, mask=mask)
 
 
-class LayerNorm2d(torch.nn.LayerNorm):
+class LayerNorm2d(Base, torch.nn.LayerNorm):
     """Layer normalization over the channels of NCHW, at each position, as ConvNeXt has it.
 
     Arguments, types and errors are those of `LayerNorm`, but that the one axis normalized over is axis 1; the axes
@@ -61,11 +65,13 @@ class LayerNorm2d(torch.nn.LayerNorm):
     """
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        check_channels(self, input, *self.normalized_shape)
-        return functional.layer_norm2d(input, self.weight, self.bias, self.eps, mask=mask)
+        if isinstance(input, Proxy):
+            return self.as_leaf(input, mask)
+        self.check_channels(input, *self.normalized_shape)
+        return functional.layer_norm2d(input, self.parameter("weight"), self.parameter("bias"), self.eps, mask=mask)
 
 
-class RMSNorm(torch.nn.RMSNorm):
+class RMSNorm(Base, torch.nn.RMSNorm):
     """RMS normalization over the last axes: the mean stays. As `torch.nn.RMSNorm`.
 
         y = x / sqrt(mean(x^2) + eps) * weight
@@ -89,10 +95,12 @@ class RMSNorm(torch.nn.RMSNorm):
     """
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return functional.rms_norm(x, self.normalized_shape, self.weight, self.eps, mask=mask)
+        if isinstance(x, Proxy):
+            return self.as_leaf(x, mask)
+        return functional.rms_norm(x, self.normalized_shape, self.parameter("weight"), self.eps, mask=mask)
 
 
-class RMSNorm2d(torch.nn.RMSNorm):
+class RMSNorm2d(Base, torch.nn.RMSNorm):
     """RMS normalization over the channels of NCHW, at each position.
 
     Arguments, types and errors are those of `RMSNorm`, but that the one axis normalized over is axis 1; the axes
@@ -107,5 +115,7 @@ class RMSNorm2d(torch.nn.RMSNorm):
     """
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        check_channels(self, x, *self.normalized_shape)
-        return functional.rms_norm2d(x, self.weight, self.eps, mask=mask)
+        if isinstance(x, Proxy):
+            return self.as_leaf(x, mask)
+        self.check_channels(x, *self.normalized_shape)
+        return functional.rms_norm2d(x, self.parameter("weight"), self.eps, mask=mask)

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops import torch as ops
+
 
 def is_repeated() -> bool:
     """Whether this forward pass runs inside a backward pass: activation checkpointing's second, of the same batch.
 
     torch's checkpointing runs it there in both of its variants, and so do all that recompute in a backward function.
-    Compiled programs do not repeat what moves a buffer.
+    torch.compile around a checkpoint does not repeat what moves a buffer. A compiled program inside one cannot ask and
+    moves them twice, as torch.nn's do: compile what calls the checkpoint.
     """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
@@ -44,10 +47,12 @@ def move(
         variance = variance * (count / (count - correction).clamp_min(1))
         _step(running_var, *_average_of_some(variance, count > correction, momentum))
         return
+    if mean.ndim == 2:
+        mean, variance = mean.mean(0), variance.mean(0)
     if count > 0:
-        _step(running_mean, _average(mean), momentum)
+        _step(running_mean, mean, momentum)
     if count > correction:
-        _step(running_var, _average(variance), momentum, count / (count - correction))
+        _step(running_var, variance, momentum, count / (count - correction))
 
 
 def counted(input: Tensor, statistic: Tensor, mask: Tensor | None) -> int | Tensor:
@@ -56,10 +61,6 @@ def counted(input: Tensor, statistic: Tensor, mask: Tensor | None) -> int | Tens
         kept = (1,) if statistic.ndim == 1 else (0, 1)
         return mask.expand(input.shape).sum(dim=[d for d in range(input.ndim) if d not in kept])
     return input.numel() // statistic.numel() if statistic.numel() else 0
-
-
-def _average(statistic: Tensor) -> Tensor:
-    return statistic if statistic.ndim == 1 else statistic.mean(0)
 
 
 def _average_of_some(statistic: Tensor, some: Tensor, momentum: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +74,15 @@ def _step(running: Tensor, batch: Tensor, momentum: float | Tensor, factor: floa
     """running += momentum * (factor * batch - running)."""
     if type(momentum) is float and running.dtype == batch.dtype:
         # In this form no intermediate array is made, which for few channels is most of the time.
-        running.lerp_(batch, momentum)
+        try:
+            running.lerp_(batch, momentum)
+        except RuntimeError as error:
+            if not torch._C._functorch.is_batchedtensor(batch):
+                raise
+            raise ValueError(
+                "under vmap every batch would move the same running statistics: give each its own, as "
+                "torch.func.stack_module_state does, or make the layers with track_running_stats=False"
+            ) from error
         if factor != 1.0:
             running.add_(batch, alpha=momentum * (factor - 1.0))
         return
@@ -107,7 +116,11 @@ def check_length(input: Tensor, running_mean: Tensor, running_var: Tensor) -> No
 
 def momentum_of(module: Any) -> float | Tensor:
     """A module's momentum, and 1 / number of batches where it has none; the batch at hand is counted."""
-    number, momentum = module.num_batches_tracked, module.momentum
+    number, momentum = module._buffers["num_batches_tracked"], module.momentum
     if not is_repeated():
         number.add_(1)
-    return momentum if momentum is not None else 1.0 / number
+    if momentum is not None:
+        return momentum
+    # A plain number makes the step of the statistics one operation; what is traced or batched has none to give.
+    is_plain = number.is_cpu and not ops.is_traced() and torch._C._functorch.peek_interpreter_stack() is None
+    return 1.0 / (number.item() if is_plain else number)

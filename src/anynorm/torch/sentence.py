@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from ..ops import torch as ops
 from ..pattern import ELLIPSIS
 from ..precision import checked_eps
 from ..spec import MOMENTS, NormSpec
+from .base import Base
 
 
-class Norm(torch.nn.Module):
+class Norm(Base):
     """Normalization as a sentence about the input's axes says.
 
         y = (x - mean) / sqrt(variance + eps) * weight + bias
@@ -82,7 +84,10 @@ class Norm(torch.nn.Module):
             torch.nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        return ops.normalize_checked(input, self.weight, self.bias, mask, self._sentence, self.eps)[0]
+        if isinstance(input, Proxy):
+            return self.as_leaf(input, mask)
+        weight, bias = self.parameter("weight"), self.parameter("bias")
+        return ops.normalize_checked(input, weight, bias, mask, self._sentence, self.eps)[0]
 
     def extra_repr(self) -> str:
         words = repr(self.spec).removeprefix("NormSpec.of(").removesuffix(")")

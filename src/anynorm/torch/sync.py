@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.fx import Proxy
 
-from ..catalogue import CATALOGUE
 from ..ops.torch_processes import normalize as together
 from . import running
 from .batch import BatchNorm
+from .sentences import BATCH
 
 
 class SyncBatchNorm(BatchNorm):
@@ -53,15 +54,7 @@ class SyncBatchNorm(BatchNorm):
         correction: int = 1,
     ) -> None:
         super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device=device,
-            dtype=dtype,
-            bias=bias,
-            correction=correction,
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, correction=correction
         )
         self.process_group = process_group
 
@@ -69,20 +62,15 @@ class SyncBatchNorm(BatchNorm):
         if input.dim() < 2:
             raise ValueError(f"the input must be (n, c, ...), and its shape is {tuple(input.shape)}")
 
-    def normalize(
-        self,
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        training: bool,
-        momentum: float | Tensor,
-        mask: Tensor | None,
-    ) -> Tensor:
-        group = self._processes() if training and self.training else None
-        if group is None:
-            return super().normalize(input, running_mean, running_var, training, momentum, mask)
-        spec = CATALOGUE["batch"].spec(channels_first=True)
-        y, mean, variance, count = together(input, self.weight, self.bias, mask, spec, self.eps, group)
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        group = self._processes() if self.training else None
+        if group is None or isinstance(input, Proxy):
+            return super().forward(input, mask)
+        self._check_input_dim(input)
+        self.check_channels(input, self.num_features)
+        weight, bias = self.parameter("weight"), self.parameter("bias")
+        y, mean, variance, count = together(input, weight, bias, mask, BATCH, self.eps, group)
+        running_mean, running_var, momentum = self.statistics()
         if running_mean is not None and running_var is not None:
             running.move(running_mean, running_var, mean, variance, count, momentum, self.correction)
         return y

@@ -1,0 +1,49 @@
+"""What all modules do besides normalizing: refuse, be found by tracers, and read their parameters quickly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Base(torch.nn.Module):
+    """The first base class of every module; the second is torch.nn's."""
+
+    def check_channels(self, input: Tensor, channels: int, axis: int = 1) -> None:
+        """Raise unless the input has so many channels; torch normalizes whatever comes where there is no weight."""
+        try:
+            found = input.shape[axis]
+        except IndexError:
+            found = None
+        if found != channels:
+            has = "is too few dimensions" if found is None else f"has {found} on axis {axis}"
+            raise ValueError(
+                f"{type(self).__name__} was made for {channels} channels, and an input of shape {tuple(input.shape)} "
+                f"{has}"
+            )
+
+    def parameter(self, name: str) -> Any:
+        """`self.weight` and the like, None where there is none.
+
+        Module.__getattr__, to which those go, takes longer than to normalize a small array.
+        """
+        own = self._parameters
+        # A parametrization, or a tool that makes the weight anew in each call, has taken it out.
+        return own[name] if name in own else getattr(self, name)
+
+    def as_leaf(self, input: torch.fx.Proxy, mask: Any) -> Any:
+        """A call of this module in a graph of torch.fx, which takes for leaves only modules that lie in torch.nn.
+
+        Traced into, its checks would be of what has no shape yet, and its statistics would not move.
+        """
+        given = {} if mask is None else {"mask": mask}
+        return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input,), given)
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        # torch.jit.script calls this first. What it would say itself is about a line of code deep inside.
+        raise TypeError(
+            f"torch.jit.script cannot read {type(self).__name__}, whose kernels it does not know; use torch.export or "
+            "torch.compile, or torch.jit.trace where it must be TorchScript"
+        )

@@ -1,0 +1,37 @@
+"""The sentences of torch.nn.functional's normalizations, as strings, which are quick to look up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from ..catalogue import CATALOGUE, last
+from ..spec import MOMENTS, NormSpec
+
+
+@lru_cache(maxsize=4096)
+def _encoded(make: Callable[..., NormSpec], *arguments: Any) -> str:
+    return make(*arguments).encode()
+
+
+# torch.compile does not read how a sentence comes about.
+@torch.compiler.assume_constant_result
+def over_last(lengths: tuple[int, ...], remove: tuple[str, ...] = MOMENTS) -> str:
+    return _encoded(last, lengths, remove)
+
+
+@torch.compiler.assume_constant_result
+def groups_of(groups: int) -> str:
+    return _encoded(_group_spec, groups)
+
+
+def _group_spec(groups: int) -> NormSpec:
+    return CATALOGUE["group"].spec(channels_first=True, g=groups)
+
+
+BATCH, INSTANCE, LAYER_CHANNELS, RMS_CHANNELS = (
+    CATALOGUE[n].spec(channels_first=True).encode() for n in ("batch", "instance", "layer_channels", "rms_channels")
+)

@@ -180,7 +180,8 @@ def _write(out: Path, outcomes: dict[str, Outcome], facts: dict[str, Any]) -> li
     from ..figures import curves
     from ..figures.cells import TUTORIAL, cubes
     from ..figures.draw import draw
-    from ..figures.save import replacing, save
+    from ..figures.save import save
+    from ..files import replacing
 
     picture, learning, results = out / "norms.png", out / "learning-curves.png", out / "results.json"
     save(draw(cubes(TUTORIAL, {}, {})), picture)

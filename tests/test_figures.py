@@ -14,8 +14,8 @@ from anynorm.figures import curves, words
 from anynorm.figures.cells import TUTORIAL, cube, cubes
 from anynorm.figures.draw import draw
 from anynorm.figures.save import save
-from anynorm.files import replacing
 from anynorm.figures.text import drawing, side_by_side
+from anynorm.files import replacing
 
 N, C, S, GROUPS = 4, 6, 9, 2
 

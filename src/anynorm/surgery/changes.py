@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from .receipt import Receipt
-from .sides import side_of
+from .sides import finished, side_of
 from .swapping import Wish
 
 
@@ -52,7 +50,7 @@ def swap(
     measured, receipt = side.Probe(model, probe), Receipt(f"swap: {source} to {target}")
     receipt.before = side.numbers(model)
     changed = side.swap(model, wish, measured, receipt, inplace)
-    return changed, _finished(side, changed, measured, receipt)
+    return changed, finished(side, changed, measured, receipt)
 
 
 def fold(model: Any, *, probe: Any = None, inplace: bool = False) -> tuple[Any, Receipt]:
@@ -90,7 +88,7 @@ def fold(model: Any, *, probe: Any = None, inplace: bool = False) -> tuple[Any, 
     measured, receipt = side.Probe(model, probe), Receipt("fold")
     receipt.before = side.numbers(model)
     changed = side.fold(model, measured, receipt, inplace)
-    return changed, _finished(side, changed, measured, receipt)
+    return changed, finished(side, changed, measured, receipt)
 
 
 def revert(model: Any, receipt: Receipt, *, probe: Any = None, inplace: bool = False) -> tuple[Any, Receipt]:
@@ -127,14 +125,4 @@ def revert(model: Any, receipt: Receipt, *, probe: Any = None, inplace: bool = F
     except KeyError as missing:
         raise ValueError(f"the receipt is not of this model: it has no layer called {missing}") from missing
     back.before = before
-    return changed, _finished(side, changed, measured, back)
-
-
-def _finished(side: Any, changed: Any, measured: Any, receipt: Receipt) -> Receipt:
-    """The receipt with what is measured afterwards."""
-    receipt.after, receipt.probe = side.numbers(changed), measured.words
-    if measured.outputs is not None:
-        pairs = list(zip(measured.outputs, measured.run(changed), strict=True))
-        receipt.difference = max((float(np.abs(a - b).max(initial=0)) for a, b in pairs), default=0.0)
-        receipt.largest = max((float(np.abs(a).max(initial=0)) for a, _ in pairs), default=0.0)
-    return receipt
+    return changed, finished(side, changed, measured, back)

@@ -23,6 +23,8 @@ def batches(data: Any, size: int, limit: int | None) -> tuple[Iterator[Any], int
         raise TypeError("data is one array of inputs, or an iterable of batches, each an input or (input, target)")
     if size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"a batch has at least one sample, and one batch is needed: {size=}, {limit=}")
+    made: Iterator[Any]
+    total: int | None
     if hasattr(data, "shape"):
         starts = range(0, data.shape[0] if data.shape else 0, size)
         made, total = (data[start : start + size] for start in starts), len(starts)
@@ -32,7 +34,7 @@ def batches(data: Any, size: int, limit: int | None) -> tuple[Iterator[Any], int
         made, total = (_input(batch) for batch in data), _length(data)
     if limit is not None:
         made, total = islice(made, limit), limit if total is None else min(limit, total)
-    return iter(made), total
+    return made, total
 
 
 def _input(batch: Any) -> Any:
@@ -54,9 +56,10 @@ def _length(data: Any) -> int | None:
 
 @contextmanager
 def shown(progress: bool | Callable[[int, int | None], None], total: int | None) -> Iterator[Advance]:
-    """Something to call with the number of batches done: a bar on a terminal where rich is installed, or the caller's."""
-    if callable(progress):
-        yield lambda done: progress(done, total)
+    """What to call with the number of batches done: a bar on a terminal where rich is installed, or the caller's."""
+    if not isinstance(progress, bool):
+        tell = progress
+        yield lambda done: tell(done, total)
         return
     try:
         from rich.console import Console

@@ -81,7 +81,8 @@ def facts_of(
 
 def sentence_of(norm: Norm) -> str:
     """The catalogue's sentence where it is one of those, else one with the axes by number."""
-    entries = {(FIRST,): _FIRST_ENTRIES, (LAST,): _ENTRIES}.get(norm.axes, {})
+    by_axes: dict[tuple[int, ...], dict[str, str]] = {(FIRST,): _FIRST_ENTRIES, (LAST,): _ENTRIES}
+    entries = by_axes.get(norm.axes, {})
     if norm.kind not in entries:
         spec = norm.spec(norm.sample_rank())
         sizes = " ".join(f"{name}={size}" for name, size in spec.sizes)

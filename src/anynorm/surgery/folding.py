@@ -15,7 +15,7 @@ import numpy as np
 from ..convert.norm import Array, Norm
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - no error, but an answer
     """A layer stays as it is, for this reason."""
 
 
@@ -26,7 +26,9 @@ class Folded(NamedTuple):
     bias: Array
 
 
-def fold(norm: Norm, kernel: Array, bias: Array | None, channels: tuple[int, ...], view: tuple[int, ...] = ()) -> Folded:
+def fold(
+    norm: Norm, kernel: Array, bias: Array | None, channels: tuple[int, ...], view: tuple[int, ...] = ()
+) -> Folded:
     """The layer's new kernel and bias.
 
     Args:

@@ -126,5 +126,7 @@ class Receipt:
         changed = f"{len(self.rows)} layer{'s' * (len(self.rows) != 1)} changed, {len(self.refused)} refused"
         lines.append(f"{changed}; numbers in the model: {self.before:,} before, {self.after:,} after")
         if self.difference is not None:
-            lines.append(f"largest output difference {self.difference:.1e}, where the largest output is {self.largest:.1e}")
+            lines.append(
+                f"largest output difference {self.difference:.1e}, where the largest output is {self.largest:.1e}"
+            )
         return "\n".join([*lines, *([f"probe: {self.probe}"] if self.probe else []), *self.notes])

@@ -79,7 +79,8 @@ def swapped(norm: Norm, wish: Wish, positions: int | None, **fresh: Any) -> tupl
     """
     if norm.kind not in KINDS:
         raise Refused("a norm given as a sentence has no kind; put another layer in its place by hand")
-    target, notes = wish.target, []
+    target = wish.target
+    notes: list[str] = []
     axes, shape = norm.axes, norm.shape
     if len(axes) > 1 and not {norm.kind, target} <= {"layer", "rms"}:
         if norm.channels is None:
@@ -87,7 +88,7 @@ def swapped(norm: Norm, wish: Wish, positions: int | None, **fresh: Any) -> tupl
         axes, shape = (norm.position,), (shape[axes.index(norm.position)],)
     elif not axes:
         raise Refused("nothing says which axes have its channels")
-    known = {"axes": axes, "shape": shape, "groups": None}
+    known: dict[str, Any] = {"axes": axes, "shape": shape, "groups": None}
     if target == "group":
         channels = norm.features if shape == norm.shape else shape[0]
         wanted = wish.groups or (norm.groups if norm.kind == "group" else None) or GROUPS
@@ -117,6 +118,8 @@ def _groups(channels: int, wanted: int, positions: int | None, notes: list[str])
         )
     count = None if positions is None else channels // groups * positions
     notes.append(f"{groups} group{'s' * (groups != 1)}" + (f" (asked: {wanted})" if groups != wanted else ""))
+    if groups == channels > 1:
+        notes.append("of one channel, an instance normalization")
     if count is not None and count < FEW:
         notes.append(f"each statistic is over {count} elements")
     return groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -21,9 +22,9 @@ _MODEL = ("state_dict", "model_state_dict", "model", "model_state", "net", "modu
 def facts(model: nn.Module, probe: Probe, batch: int | None) -> list[Facts]:
     """Each norm's, in the model's order."""
     found = []
-    for name, module, kind in norms(model):
+    for name, module, _ in norms(model):
         norm = dialect.read(module, statistics=False)
-        norm = type(norm)(**{**vars(norm), **_statistics(module)})
+        norm = replace(norm, **_statistics(module))
         shapes = probe.shapes.get(name, [])
         found.append(facts_of(name or "(model)", type(module).__name__, norm, _NAMES, shapes, batch, is_frozen(module)))
     return found
@@ -37,7 +38,7 @@ def _statistics(module: Any) -> dict[str, Any]:
 
 
 def facts_of_state(state: Mapping[str, Any], batch: int | None) -> list[Facts]:
-    """The norms that a file of tensors has: running statistics say that one is there, and so does a weight over one axis.
+    """The norms that a file of tensors has: those with running statistics, or with a weight over one axis.
 
     Raises:
         ValueError: there are no tensors.
@@ -60,11 +61,13 @@ def facts_of_state(state: Mapping[str, Any], batch: int | None) -> list[Facts]:
 def _is_norm(found: Mapping[str, Any]) -> bool:
     if "running_mean" in found:
         return True
-    return "weight" in found and all(value.dim() == 1 and value.shape == found["weight"].shape for value in found.values())
+    return "weight" in found and all(
+        value.dim() == 1 and value.shape == found["weight"].shape for value in found.values()
+    )
 
 
 def _of_tensors(name: str, found: Mapping[str, Any], batch: int | None) -> Facts:
-    arrays = {key: dialect.numpy(found[key]) for key in _NAMES if key in found}
+    arrays: dict[str, Any] = {key: dialect.numpy(found[key]) for key in _NAMES if key in found}
     kind = "batch" if "running_mean" in found else "norm"
     doubts = [*doubts_of_batch(kind, batch), *doubts_of_numbers(arrays, None, _NAMES)]
     shapes = {key: tuple(values.shape) for key, values in arrays.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import fx, nn
 
 from ..convert import torch as dialect
-from .folding import Folded, Refused, fold as folded
+from .folding import Folded, Refused
+from .folding import fold as folded
 from .receipt import Receipt, Row
 from .torch_norms import describe, hooks, is_unusual, kind_of, norms, numbers, put, shared, tensor_like, why_not
 from .torch_swap import Shapes
@@ -114,9 +116,7 @@ def _folded(norm: Any, front: Any, shapes: list[tuple[int, ...]]) -> Folded:
         channels, view = (groups, 1, out, *(1,) * len(kernel)), (groups, into // groups, out, *kernel)
     # The statistics as they are: what moves them in training, such as momentum=None, does not matter here.
     values = dialect.read(norm, statistics=False)
-    values = type(values)(
-        **{**vars(values), "mean": dialect.numpy(norm.running_mean), "variance": dialect.numpy(norm.running_var)}
-    )
+    values = replace(values, mean=dialect.numpy(norm.running_mean), variance=dialect.numpy(norm.running_var))
     return folded(values, dialect.numpy(weight), dialect.numpy(front.bias), channels, view)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -69,7 +70,7 @@ def _twin(module: nn.Module) -> nn.Module:
 
 def _with_rank(norm: Norm, target: str, rank: int | None, was: str) -> Norm:
     if rank is not None:
-        return Norm(**{**vars(norm), "rank": rank})
+        return replace(norm, rank=rank)
     needs = norm.axes != (FIRST,) or target in ("batch", "instance")
     if needs and target not in ("layer", "rms") and (norm.rank is None or was.endswith("1d")):
         raise Refused("how many dimensions its input has is unknown here; give probe=")

@@ -146,7 +146,9 @@ def weight_decay(model: nn.Module, decay: float, receipt: Receipt) -> list[dict[
     # Norms first: what one shares with another module does not decay either.
     modules = sorted(model.named_modules(), key=lambda named: kind_of(named[1]) is None)
     for name, module in modules:
-        mine = [(key, p) for key, p in module.named_parameters(recurse=False) if p.requires_grad and id(p) not in placed]
+        mine = [
+            (key, p) for key, p in module.named_parameters(recurse=False) if p.requires_grad and id(p) not in placed
+        ]
         if kind_of(module) is not None:
             mine = [(key, p) for key, p in module.named_parameters() if p.requires_grad and id(p) not in placed]
         excluded = [p for key, p in mine if kind_of(module) is not None or p.ndim < 2 or key.endswith("bias")]
@@ -157,5 +159,3 @@ def weight_decay(model: nn.Module, decay: float, receipt: Receipt) -> list[dict[
             number = sum(p.numel() for p in excluded)
             receipt.rows.append(Row(name, describe(module), "no weight decay", number, number))
     return [{"params": groups[0], "weight_decay": decay}, {"params": groups[1], "weight_decay": 0.0}]
-
-

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .changes import _finished
 from .data import batches as batches_of
 from .data import shown
 from .receipt import Receipt
-from .sides import side_of
+from .sides import finished, side_of
 from .swapping import ANY, checked_kind
 
 
@@ -60,7 +59,7 @@ def _frozen(model: Any, kind: str, frozen: bool, probe: Any, inplace: bool) -> t
     side, receipt = side_of(model), Receipt(f"{'freeze' if frozen else 'unfreeze'}: {checked_kind(kind)}")
     measured, receipt.before = side.Probe(model, probe), side.numbers(model)
     changed = side.freeze(model, kind, frozen, receipt, inplace)
-    return changed, _finished(side, changed, measured, receipt)
+    return changed, finished(side, changed, measured, receipt)
 
 
 def reestimate(
@@ -118,7 +117,7 @@ def reestimate(
     wanted = batches if batches is not None else total
     if wanted is not None and done < wanted and receipt.rows:
         receipt.notes.append(f"the data ended after {done} of {wanted} batches")
-    return changed, _finished(side, changed, measured, receipt)
+    return changed, finished(side, changed, measured, receipt)
 
 
 def weight_decay_groups(model: Any, weight_decay: float = 0.01) -> tuple[list[Any], Receipt]:

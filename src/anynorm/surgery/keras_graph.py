@@ -1,0 +1,199 @@
+"""The graph of a Keras model: who calls what, and the same graph made anew with other layers in it.
+
+Keras has no public way to ask for the calls of a graph; all that is taken from inside it is in this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A layer as its class, configuration and weights.
+
+    Attributes:
+        kind: the class.
+        config: what `get_config` gave.
+        weights: arrays.
+    """
+
+    kind: Any
+    config: dict[str, Any]
+    weights: list[Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, layer: Any) -> Saved:
+        return cls(type(layer), layer.get_config(), layer.get_weights())
+
+    def layer(self) -> Any:
+        """A new layer, not built yet."""
+        return self.kind.from_config(self.config)
+
+
+def is_graph(model: Any) -> bool:
+    """Whether a model is a graph that can be made anew: Sequential or functional, with Keras's own `call`."""
+    if not isinstance(model, keras.Sequential | keras.Function):
+        return False
+    return not any("call" in vars(c) for c in type(model).__mro__ if not c.__module__.startswith("keras."))
+
+
+def check_graph(model: Any) -> None:
+    """Raise unless the model can be made anew."""
+    if not is_graph(model):
+        raise ValueError(
+            f"{model.name} is a model of a class of its own, {type(model).__name__}, and only its call says how its "
+            "layers are connected: it cannot be built anew. Sequential and functional models can"
+        )
+    if isinstance(model, keras.Sequential) and model._functional is None:
+        raise ValueError(f"{model.name} has no graph yet: build it, or give it an Input first")
+
+
+def layers(model: Any, prefix: str = "", owner: str | None = None) -> Iterator[tuple[str, Any, str | None]]:
+    """Name, layer, and the name of the layer that it is hidden in, None for one of a graph; those shared come again."""
+    own = is_graph(model)
+    for layer in model.layers if isinstance(model, keras.Model) else model._layers:
+        name = f"{prefix}{layer.name}"
+        hidden = owner or (None if own else prefix.rstrip("/") or model.name)
+        yield name, layer, hidden
+        yield from layers(layer, f"{name}/", hidden)
+
+
+def graphs(model: Any) -> Iterator[Any]:
+    """The graph of a model and those of the models in it, each once."""
+    if is_graph(model):
+        inner = [layer for _, layer, hidden in layers(model) if hidden is None and is_graph(layer)]
+        for graph in {id(m): m for m in (model, *inner)}.values():
+            yield graph._functional if isinstance(graph, keras.Sequential) else graph
+
+
+def calls(graph: Any) -> list[Any]:
+    """The calls of a graph, in order: each with `operation`, `input_tensors`, `outputs` and `arguments`."""
+    depths = sorted(graph._nodes_by_depth, reverse=True)
+    return [node for depth in depths for node in graph._nodes_by_depth[depth] if not node.is_input]
+
+
+class _Through:
+    """What stands for a layer that is left out."""
+
+
+class Rebuild:
+    """A model's graph made anew.
+
+    Args:
+        replaced: what comes in the place of a layer, by the layer's id; None leaves it out.
+        after: what is called on the output of a layer.
+        reuse: whether the other layers are the same objects in the new graph, or copies.
+    """
+
+    def __init__(
+        self, replaced: dict[int, Saved | None], after: dict[int, Saved] | None = None, *, reuse: bool = False
+    ) -> None:
+        self._replaced, self._after, self._reuse = replaced, after or {}, reuse
+        self._made: dict[int, Any] = {}
+        self._copies: list[tuple[Any, Any]] = []
+        self._filled: list[tuple[Any, Saved]] = []
+        self._followers: dict[int, Any] = {}
+
+    def of(self, model: Any) -> Any:
+        """The new model, with the old one's weights, flags and names."""
+        new = self._model(model)
+        for old, copy in self._copies:
+            _take_over(old, copy)
+        for layer, saved in self._filled:
+            layer.set_weights(saved.weights)
+        return new
+
+    def _model(self, model: Any) -> Any:
+        if isinstance(model, keras.Sequential):
+            return self._sequential(model)
+        return keras.models.clone_model(model, clone_function=self._layer, call_function=self._call)
+
+    def _sequential(self, model: Any) -> Any:
+        # Made as the graph of its layers would be, Sequential being the only class that takes no call function.
+        first = model.inputs[0]
+        made: list[Any] = [keras.Input(batch_shape=first.shape, dtype=first.dtype, name=first.name)]
+        for layer in model.layers:
+            new = self._layer(layer)
+            made += [] if isinstance(new, _Through) else [new]
+            made += [self._followers[id(new)]] if id(new) in self._followers else []
+        new_model = type(model)(made, name=model.name)
+        if model.compiled:
+            new_model.compile_from_config(model.get_compile_config())
+        return new_model
+
+    def _layer(self, layer: Any) -> Any:
+        if id(layer) not in self._made:
+            self._made[id(layer)] = new = self._new(layer)
+            if id(layer) in self._after:
+                self._followers[id(new)] = self._fresh(self._after[id(layer)])
+        return self._made[id(layer)]
+
+    def _new(self, layer: Any) -> Any:
+        if id(layer) in self._replaced:
+            saved = self._replaced[id(layer)]
+            return _Through() if saved is None else self._fresh(saved)
+        if is_graph(layer):
+            changed = {*self._replaced, *self._after}
+            if self._reuse and not any(id(inner) in changed for _, inner, _ in layers(layer)):
+                return layer
+            new = self._model(layer)
+            # Flags of a model reach all that is in it, so those of what is in it come later.
+            self._copies.insert(0, (layer, new))
+            return new
+        if self._reuse:
+            return layer
+        try:
+            new = layer.__class__.from_config(layer.get_config())
+        except Exception as failed:  # whatever a layer of one's own raises
+            raise ValueError(f"the layer {layer.name} cannot be made anew from its configuration: {failed}") from failed
+        if isinstance(layer, keras.Layer):
+            self._copies.append((layer, new))
+        return new
+
+    def _fresh(self, saved: Saved) -> Any:
+        layer = saved.layer()
+        self._filled.append((layer, saved))
+        return layer
+
+    def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(layer, _Through):
+            return args[0] if args else next(iter(kwargs.values()))
+        y = layer(*args, **kwargs)
+        return self._followers[id(layer)](y) if id(layer) in self._followers else y
+
+
+def _take_over(old: Any, new: Any) -> None:
+    """Flags and values of a layer, of what is in it too; a model's own layers have theirs from themselves."""
+    if is_graph(old):
+        new.trainable = old.trainable
+        return
+    for one, other in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
+        other.trainable = one.trainable
+    for one, other in zip(old.variables, new.variables, strict=True):
+        other.assign(one)
+
+
+def rebuilt(
+    model: Any, replaced: dict[int, Saved | None], after: dict[int, Saved] | None = None, inplace: bool = False
+) -> Any:
+    """The model with other layers in it: a new one, or the given one with its graph made anew."""
+    check_graph(model)
+    new = Rebuild(replaced, after, reuse=inplace).of(model)
+    if not inplace:
+        new.trainable = model.trainable if not model.trainable else new.trainable
+        return new
+    trainable, config = model.trainable, model.get_compile_config() if model.compiled else None
+    if isinstance(model, keras.Sequential):
+        model.__init__([new.inputs[0], *new.layers], name=model.name)
+    else:
+        model.__init__(new.input, new.output, name=model.name)
+    if not trainable:
+        model.trainable = False
+    if config:
+        model.compile_from_config(config)
+    return model

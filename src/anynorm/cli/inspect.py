@@ -62,8 +62,13 @@ def _print(console: Console, model: Path, found: list[Facts]) -> None:
     doubtful = [facts for facts in found if facts.doubts]
     norms = f"{len(found)} norm{'s' * (len(found) != 1)}, {len(doubtful)} with doubts"
     table = Table(title=Text(f"{model.name}: {norms if found else 'no norms'}"), title_justify="left")
-    for heading, words in (("name", {"overflow": "fold"}), ("class", {}), ("sentence", {}), ("input", {})):
+    for heading, words in (
+        ("name", {"overflow": "fold"}),
+        ("class", {"overflow": "fold"}),
+        ("sentence", {"no_wrap": True}),
+    ):
         table.add_column(heading, **words)
+    table.add_column("input", no_wrap=True)
     for heading in ("eps", "numbers"):
         table.add_column(heading, justify="right")
     for facts in found:

@@ -64,8 +64,9 @@ def fold(model: Any, *, probe: Any = None, inplace: bool = False) -> tuple[Any, 
     `Identity`.
 
     Args:
-        model, probe, inplace: as for `swap`. A torch model must be one that torch.fx can trace: how its modules are
-            connected is nowhere written.
+        model, probe, inplace: as for `swap`. How the modules of a torch model are connected, torch.fx has to find out:
+            of a model that it cannot trace, those parts are folded that it can, and only with a probe input, on which
+            is seen that nothing else calls what is in them.
 
     Returns:
         The model and the receipt.

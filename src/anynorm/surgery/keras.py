@@ -34,7 +34,7 @@ def freeze(model: Any, kind: str, frozen: bool, receipt: Receipt, inplace: bool)
     return model
 
 
-def reestimate(model: Any, batches: Any, advance: Advance, receipt: Receipt, inplace: bool) -> tuple[Any, int]:
+def reestimate(model: Any, batches: Any, advance: Advance, receipt: Receipt, inplace: bool) -> tuple[Any, int | None]:
     model = _own(model, inplace)
     return model, keras_training.reestimate(model, batches, advance, receipt)
 

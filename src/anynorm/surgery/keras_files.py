@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from .. import keras as anynorm_layers
+from .receipt import first_line
 
 __all__ = ["anynorm_layers", "load"]
 
@@ -27,5 +28,4 @@ def load(path: Path) -> Any:
     except Exception as failed:  # whatever Keras raises of a file that it does not understand
         if find_spec("anynorm.rescue") is not None:
             return import_module("anynorm.rescue").load(path)
-        reason = (str(failed).strip().splitlines() or [type(failed).__name__])[0]
-        raise ValueError(f"{path} cannot be read: {reason}") from failed
+        raise ValueError(f"{path} cannot be read: {first_line(failed)}") from failed

@@ -5,6 +5,7 @@ Keras has no public way to ask for the calls of a graph; all that is taken from 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,7 +69,10 @@ def graphs(model: Any) -> Iterator[Any]:
     if is_graph(model):
         inner = [layer for _, layer, hidden in layers(model) if hidden is None and is_graph(layer)]
         for graph in {id(m): m for m in (model, *inner)}.values():
-            yield graph._functional if isinstance(graph, keras.Sequential) else graph
+            made = graph._functional if isinstance(graph, keras.Sequential) else graph
+            # A Sequential that is not built has none yet.
+            if made is not None:
+                yield made
 
 
 def calls(graph: Any) -> list[Any]:
@@ -111,12 +115,12 @@ class Rebuild:
     def _model(self, model: Any) -> Any:
         if isinstance(model, keras.Sequential):
             return self._sequential(model)
-        return keras.models.clone_model(model, clone_function=self._layer, call_function=self._call)
+        words = {"clone_function": self._layer, "call_function": self._call}
+        return keras.models.clone_model(model, keras.tree.map_structure(_input_like, inputs_of(model)), **words)
 
     def _sequential(self, model: Any) -> Any:
         # Made as the graph of its layers would be, Sequential being the only class that takes no call function.
-        first = model.inputs[0]
-        made: list[Any] = [keras.Input(batch_shape=first.shape, dtype=first.dtype, name=first.name)]
+        made: list[Any] = [_input_like(model.inputs[0])]
         for layer in model.layers:
             new = self._layer(layer)
             made += [] if isinstance(new, _Through) else [new]
@@ -163,8 +167,24 @@ class Rebuild:
     def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(layer, _Through):
             return args[0] if args else next(iter(kwargs.values()))
+        if any(layer is fresh for fresh, _ in self._filled):
+            # Whether it takes a mask, and knows of training, differs from the layer that it takes the place of.
+            known = inspect.signature(layer.call).parameters
+            kwargs = {name: value for name, value in kwargs.items() if name in known}
         y = layer(*args, **kwargs)
         return self._followers[id(layer)](y) if id(layer) in self._followers else y
+
+
+def _input_like(tensor: Any) -> Any:
+    """An input by the same name; of its own accord Keras would take the tensor's, which is another."""
+    layer = tensor._keras_history.operation
+    shape, optional = tensor.shape, getattr(layer, "optional", False)
+    return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=layer.name, sparse=tensor.sparse, optional=optional)
+
+
+def inputs_of(model: Any) -> Any:
+    """The symbolic inputs in the structure in which the model takes them."""
+    return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
 
 
 def _take_over(old: Any, new: Any) -> None:
@@ -188,6 +208,8 @@ def rebuilt(
         new.trainable = model.trainable if not model.trainable else new.trainable
         return new
     trainable, config = model.trainable, model.get_compile_config() if model.compiled else None
+    # Without it the model would go on counting the layers that it had.
+    object.__delattr__(model, "_tracker")
     if isinstance(model, keras.Sequential):
         model.__init__([new.inputs[0], *new.layers], name=model.name)
     else:

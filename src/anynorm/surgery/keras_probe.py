@@ -7,9 +7,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from .keras_graph import is_graph
+from .keras_graph import inputs_of, is_graph
 from .keras_norms import input_shapes, norms
 from .keras_watch import watched
+from .receipt import first_line
 
 # For a length that is open, and for the batch.
 _OPEN, _BATCH = 32, 4
@@ -52,11 +53,11 @@ class Probe:
             self.words = "the model does not say its inputs; give probe="
             return
         rng = np.random.default_rng(0)
-        self.inputs = keras.tree.map_structure(lambda tensor: _random(tensor, rng), model.input)
+        self.inputs = keras.tree.map_structure(lambda tensor: _random(tensor, rng), inputs_of(model))
         try:
             self.outputs = self.run(model)
         except Exception as failed:  # whatever a model raises that an input does not fit
-            self.inputs, self.words = None, f"a random input does not run ({_first_line(failed)}); give probe="
+            self.inputs, self.words = None, f"a random input does not run ({first_line(failed)}); give probe="
         else:
             self.words = f"random, {_written(self.inputs)}"
 
@@ -71,7 +72,3 @@ def _random(tensor: Any, rng: np.random.Generator) -> np.ndarray:
 
 def _written(inputs: Any) -> str:
     return ", ".join(str(tuple(x.shape)) for x in keras.tree.flatten(inputs) if hasattr(x, "shape"))
-
-
-def _first_line(failed: Exception) -> str:
-    return (str(failed).strip().splitlines() or [type(failed).__name__])[0]

@@ -44,8 +44,12 @@ def _undo_freeze(kept: dict[str, bool], model: Any, inplace: bool) -> tuple[Any,
     return model, receipt
 
 
-def reestimate(model: Any, batches: Any, advance: Advance, receipt: Receipt) -> int:
-    """Population statistics into the model itself, once all batches went through; how many those were."""
+def reestimate(model: Any, batches: Any, advance: Advance, receipt: Receipt) -> int | None:
+    """Population statistics into the model itself, once all batches went through.
+
+    Returns:
+        How many batches those were; None where no norm needs them.
+    """
     found: dict[str, Any] = {}
     for name, layer, _, _ in norms(model, "batch"):
         if not layer.trainable:
@@ -57,7 +61,7 @@ def reestimate(model: Any, batches: Any, advance: Advance, receipt: Receipt) -> 
         else:
             found[name] = layer
     if not found:
-        return 0
+        return None
     seen = {id(layer): (name, Moments(), BatchNormalization(axis=layer.axis)) for name, layer in found.items()}
     kept = {name: _statistics(layer) for name, layer in found.items()}
 

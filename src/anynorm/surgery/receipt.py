@@ -130,3 +130,8 @@ class Receipt:
                 f"largest output difference {self.difference:.1e}, where the largest output is {self.largest:.1e}"
             )
         return "\n".join([*lines, *([f"probe: {self.probe}"] if self.probe else []), *self.notes])
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the rest that some frameworks add."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

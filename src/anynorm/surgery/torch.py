@@ -28,7 +28,7 @@ def swap(model: nn.Module, wish: Wish, probe: Probe, receipt: Receipt, inplace: 
 
 
 def fold(model: nn.Module, probe: Probe, receipt: Receipt, inplace: bool) -> nn.Module:
-    return torch_fold.fold(_own(model, inplace), probe.shapes, receipt)
+    return torch_fold.fold(_own(model, inplace), probe, receipt)
 
 
 def freeze(model: nn.Module, kind: str, frozen: bool, receipt: Receipt, inplace: bool) -> nn.Module:
@@ -37,7 +37,9 @@ def freeze(model: nn.Module, kind: str, frozen: bool, receipt: Receipt, inplace:
     return model
 
 
-def reestimate(model: nn.Module, batches: Any, advance: Advance, receipt: Receipt, inplace: bool) -> tuple[Any, int]:
+def reestimate(
+    model: nn.Module, batches: Any, advance: Advance, receipt: Receipt, inplace: bool
+) -> tuple[Any, int | None]:
     model = _own(model, inplace)
     return model, torch_training.reestimate(model, batches, advance, receipt)
 

@@ -11,6 +11,7 @@ from zipfile import BadZipFile
 
 import torch
 
+from .receipt import first_line
 from .torch_facts import facts_of_state
 
 __all__ = ["facts_of_state", "read", "read_safetensors"]
@@ -32,7 +33,7 @@ def read(path: Path) -> Mapping[str, Any]:
             ) from refused
         raise ValueError(f"{path} cannot be read: {refused}") from refused
     except (RuntimeError, EOFError, KeyError, ValueError, BadZipFile) as damaged:
-        raise ValueError(f"{path} is no model file, or is damaged: {str(damaged).splitlines()[0]}") from damaged
+        raise ValueError(f"{path} is no model file, or is damaged: {first_line(damaged)}") from damaged
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} has a {type(state).__name__}, and no dictionary of tensors")
     return state

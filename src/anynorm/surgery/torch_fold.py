@@ -14,9 +14,9 @@ from torch import fx, nn
 from ..convert import torch as dialect
 from .folding import Folded, Refused
 from .folding import fold as folded
-from .receipt import Receipt, Row
+from .receipt import Receipt, Row, first_line
 from .torch_norms import describe, hooks, is_unusual, kind_of, norms, numbers, put, shared, tensor_like, why_not
-from .torch_swap import Shapes
+from .torch_probe import Probe
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -30,21 +30,14 @@ class _Tracer(fx.Tracer):
         return kind_of(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
 
-def fold(model: nn.Module, shapes: Shapes, receipt: Receipt) -> nn.Module:
+def fold(model: nn.Module, probe: Probe, receipt: Receipt) -> nn.Module:
     """Fold in the model itself."""
-    found = list(norms(model, "batch"))
-    try:
-        graph = _Graph(model)
-    except Exception as failed:  # whatever a model raises when it is run on fx's stand-ins
-        for name, module, _ in found:
-            reason = str(failed).strip().splitlines() or [type(failed).__name__]
-            receipt.refuse(name, module, f"torch.fx cannot trace the model, so what feeds it is unknown: {reason[0]}")
-        return model
+    graph = _Graph(model, probe)
     kept = {}
-    for name, norm, _ in found:
+    for name, norm, _ in list(norms(model, "batch")):
         try:
             front_name, front = graph.front(norm)
-            made = _folded(norm, front, shapes.get(name, []))
+            made = _folded(norm, front, probe.shapes.get(name, []))
         except Refused as refused:
             receipt.refuse(name, norm, str(refused))
             continue
@@ -58,23 +51,62 @@ def fold(model: nn.Module, shapes: Shapes, receipt: Receipt) -> nn.Module:
 
 
 class _Graph:
-    """Who feeds whom, and how often each module is called."""
+    """Who feeds whom, and how often each module is called.
 
-    def __init__(self, model: nn.Module) -> None:
-        graph = _Tracer().trace(model)
+    Where the model as a whole cannot be traced, as with an `if` on a shape, the largest parts of it are that can. What
+    calls the parts is unknown then, and a run on the probe input shows that nothing else calls what is in them.
+    """
+
+    def __init__(self, model: nn.Module, probe: Probe) -> None:
+        self.model, self.probe = model, probe
         self.names = {id(module): name for name, module in model.named_modules()}
-        modules = dict(model.named_modules(remove_duplicate=False))
-        self.modules = {node: modules[node.target] for node in graph.nodes if node.op == "call_module"}
-        self.calls = Counter(id(module) for module in self.modules.values())
-        self.node_of = {id(module): node for node, module in self.modules.items()}
         self.shared = shared(model)
-        # A parameter that the forward itself reads has another use, which folding would spoil.
-        self.read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+        self.modules: dict[fx.Node, Any] = {}
+        self.part_of: dict[int, nn.Module] = {}
+        self.calls: Counter[int] = Counter()
+        # A parameter that a forward itself reads has another use, which folding would spoil.
+        self.read: set[int] = set()
+        self.why = ""
+        self._trace(model)
+        self.node_of = {id(module): node for node, module in self.modules.items()}
+
+    def _trace(self, part: nn.Module) -> None:
+        if kind_of(part) is not None or id(part) in self.part_of:
+            return
+        try:
+            graph = _Tracer().trace(part)
+        except Exception as failed:  # whatever a model raises when it is run on fx's stand-ins
+            self.why = self.why or first_line(failed)
+            for child in part.children():
+                self._trace(child)
+            return
+        self.part_of[id(part)] = part
+        modules = dict(part.named_modules(remove_duplicate=False))
+        for node in graph.nodes:
+            if node.op == "call_module":
+                module = self.modules[node] = modules[node.target]
+                self.part_of[id(module)] = part
+                self.calls[id(module)] += 1
+            elif node.op == "get_attr":
+                self.read.add(id(modules.get(node.target.rpartition(".")[0])))
+
+    def _check_part(self, *modules: nn.Module) -> None:
+        part = self.part_of.get(id(modules[0]))
+        if part is self.model:
+            return
+        if part is None or self.probe.outputs is None:
+            more = "" if part is None else "; with probe=, parts of it can be folded"
+            raise Refused(f"torch.fx cannot trace the model, to see what feeds it ({self.why}){more}")
+        calls = self.probe.calls
+        if any(calls[self.names[id(module)]] != calls[self.names[id(part)]] for module in modules):
+            raise Refused(f"it, or the layer in front of it, is called from outside of {self.names[id(part)]} too")
 
     def front(self, norm: nn.Module) -> tuple[str, Any]:
         """The layer in front of a norm, that it can be folded into."""
         if reason := why_not(norm):
             raise Refused(reason)
+        if id(norm) not in self.part_of and self.why:
+            self._check_part(norm)
         if self.calls[id(norm)] != 1:
             raise Refused(f"it is used {self.calls[id(norm)]} times" if self.calls[id(norm)] else "it is never called")
         node = self.node_of[id(norm)]
@@ -85,16 +117,17 @@ class _Graph:
             raise Refused(f"no layer is in front of it, but {_what(before)}")
         front = self.modules[before]
         name = self.names[id(front)]
+        if is_unusual(front) or hooks(front):
+            raise Refused(f"{name}, in front of it, has hooks or parametrized weights")
         if type(front) not in _FOLDABLE:
             raise Refused(f"{name} ({describe(front)}), in front of it, is no convolution or linear layer")
         if self.calls[id(front)] != 1:
             raise Refused(f"{name}, in front of it, is used {self.calls[id(front)]} times")
         if len(before.users) != 1:
             raise Refused(f"the output of {name}, in front of it, is used {len(before.users)} times")
-        if is_unusual(front) or hooks(front):
-            raise Refused(f"{name}, in front of it, has hooks or parametrized weights")
-        if self.shared & {id(p) for p in front.parameters()} or name in self.read or self.names[id(norm)] in self.read:
+        if self.shared & {id(p) for p in front.parameters()} or self.read & {id(front), id(norm)}:
             raise Refused(f"weights of {name} or of the norm are used elsewhere too")
+        self._check_part(norm, front)
         return name, front
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
-from .torch_norms import norms
+from .torch_norms import kind_of
 
 # Edges of the image that a probe is guessed to be: the first that runs through.
 _EDGES = (32, 64, 128, 224)
@@ -24,10 +25,12 @@ class Probe:
         inputs: the positional and named arguments of the forward, or None where there is no input.
         words: what the input is, or why there is none.
         shapes: of the inputs of each norm, by its name.
+        calls: how often each module was called, by its name.
     """
 
     def __init__(self, model: nn.Module, given: Any) -> None:
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
+        self.calls: Counter[str] = Counter()
         self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self.outputs: list[np.ndarray] | None = None
         if given is False:
@@ -49,12 +52,14 @@ class Probe:
         return [leaf.detach().cpu().double().numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
     def _first_run(self, model: nn.Module) -> list[np.ndarray] | None:
-        self.shapes.clear()
+        self._forget()
         handles = []
-        for name, module, _ in norms(model):
+        for name, module in model.named_modules():
 
-            def look(_: nn.Module, inputs: Any, name: str = name) -> None:
-                self.shapes.setdefault(name, []).append(tuple(inputs[0].shape))
+            def look(module: nn.Module, inputs: Any, name: str = name) -> None:
+                self.calls[name] += 1
+                if kind_of(module) is not None and inputs:
+                    self.shapes.setdefault(name, []).append(tuple(inputs[0].shape))
 
             handles.append(module.register_forward_pre_hook(look))
         try:
@@ -74,7 +79,11 @@ class Probe:
                 continue
             self.words = f"random, {_written(self.inputs)}, guessed from the first layer"
             return
+        self._forget()
+
+    def _forget(self) -> None:
         self.shapes.clear()
+        self.calls.clear()
 
 
 def _guesses(model: nn.Module) -> Iterator[tuple[int, ...]]:

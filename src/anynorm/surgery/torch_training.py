@@ -65,8 +65,12 @@ def _undo_freeze(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple
     return model, receipt
 
 
-def reestimate(model: nn.Module, batches: Any, advance: Advance, receipt: Receipt) -> int:
-    """Population statistics into the model itself, once all batches went through; how many those were."""
+def reestimate(model: nn.Module, batches: Any, advance: Advance, receipt: Receipt) -> int | None:
+    """Population statistics into the model itself, once all batches went through.
+
+    Returns:
+        How many batches those were; None where no norm needs them.
+    """
     found: dict[str, Any] = {}
     for name, module, _ in norms(model, "batch"):
         if module.running_mean is None:
@@ -76,7 +80,7 @@ def reestimate(model: nn.Module, batches: Any, advance: Advance, receipt: Receip
         else:
             found[name] = module
     if not found:
-        return 0
+        return None
     kept = {name: {key: getattr(module, key).clone() for key in _STATISTICS} for name, module in found.items()}
     seen = {name: Moments() for name in found}
     with evaluating(model):

@@ -110,12 +110,14 @@ def reestimate(
     measured, receipt.before = side.Probe(model, probe), side.numbers(model)
     with shown(progress, total) as advance:
         changed, done = side.reestimate(model, inputs, advance, receipt, inplace)
-    if receipt.rows or done:
+    if done == 0:
+        raise ValueError("the data has no batch, or was used up before; the statistics stay as they were")
+    if done is not None:
         receipt.notes.append(f"{done} batch{'es' * (done != 1)}")
     elif not receipt.refused:
         receipt.notes.append("the model has no batch normalization")
     wanted = batches if batches is not None else total
-    if wanted is not None and done < wanted and receipt.rows:
+    if wanted is not None and done is not None and done < wanted:
         receipt.notes.append(f"the data ended after {done} of {wanted} batches")
     return changed, finished(side, changed, measured, receipt)
 

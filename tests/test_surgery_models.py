@@ -96,8 +96,8 @@ def test_keras_applications(name, number):
     keras = pytest.importorskip("keras")
     if keras.backend.backend() == "jax":
         pytest.skip("JAX compiles each operation of such a model on its own, which takes minutes")
-    from test_surgery_keras import filled as keras_filled
-    from test_surgery_keras import run
+    from test_keras_surgery import filled as keras_filled
+    from test_keras_surgery import run
 
     make = getattr(keras.applications, name)
     model = keras_filled(make(weights=None, input_shape=(64, 64, 3), classes=10, classifier_activation=None))

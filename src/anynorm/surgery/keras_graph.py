@@ -106,10 +106,11 @@ class Rebuild:
     def of(self, model: Any) -> Any:
         """The new model, with the old one's weights, flags and names."""
         new = self._model(model)
-        for old, copy in self._copies:
+        for old, copy in [] if self._reuse else [(model, new), *self._copies]:
             _take_over(old, copy)
         for layer, saved in self._filled:
             layer.set_weights(saved.weights)
+            layer.trainable = saved.config.get("trainable", True)
         return new
 
     def _model(self, model: Any) -> Any:
@@ -152,7 +153,7 @@ class Rebuild:
         if self._reuse:
             return layer
         try:
-            new = layer.__class__.from_config(layer.get_config())
+            new = _again(layer)
         except Exception as failed:  # whatever a layer of one's own raises
             raise ValueError(f"the layer {layer.name} cannot be made anew from its configuration: {failed}") from failed
         if isinstance(layer, keras.Layer):
@@ -175,6 +176,16 @@ class Rebuild:
         return self._followers[id(layer)](y) if id(layer) in self._followers else y
 
 
+def _again(layer: Any) -> Any:
+    """A layer of the same configuration."""
+    if not isinstance(layer, keras.layers.Lambda):
+        return layer.__class__.from_config(layer.get_config())
+    # Its function is at hand: from a configuration Keras would not run it, and it would have lost its names.
+    base = {name: value for name, value in layer.get_config().items() if name in ("name", "trainable", "dtype")}
+    words = {"output_shape": layer._output_shape, "mask": layer.mask, "arguments": layer.arguments}
+    return type(layer)(layer.function, **words, **base)
+
+
 def _input_like(tensor: Any) -> Any:
     """An input by the same name; of its own accord Keras would take the tensor's, which is another."""
     layer = tensor._keras_history.operation
@@ -188,9 +199,11 @@ def inputs_of(model: Any) -> Any:
 
 
 def _take_over(old: Any, new: Any) -> None:
-    """Flags and values of a layer, of what is in it too; a model's own layers have theirs from themselves."""
+    """Flags and values of a layer, of what is in it too; the layers of a model have theirs by themselves, later."""
     if is_graph(old):
-        new.trainable = old.trainable
+        # Of a model True would reach all that is in it, frozen or not.
+        if not old.trainable:
+            new.trainable = False
         return
     for one, other in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
         other.trainable = one.trainable
@@ -205,8 +218,8 @@ def rebuilt(
     check_graph(model)
     new = Rebuild(replaced, after, reuse=inplace).of(model)
     if not inplace:
-        new.trainable = model.trainable if not model.trainable else new.trainable
         return new
+    flags = [(layer, layer.trainable) for _, layer, _ in layers(new)]
     trainable, config = model.trainable, model.get_compile_config() if model.compiled else None
     # Without it the model would go on counting the layers that it had.
     object.__delattr__(model, "_tracker")
@@ -216,6 +229,8 @@ def rebuilt(
         model.__init__(new.input, new.output, name=model.name)
     if not trainable:
         model.trainable = False
+        for layer, flag in flags:
+            layer.trainable = flag
     if config:
         model.compile_from_config(config)
     return model

@@ -71,7 +71,7 @@ class Receipt:
     swap: batch to group
     layer  was          became     before  after
     bn1    BatchNorm2d  GroupNorm     256    128  8 groups
-    1 layer changed, 0 refused; numbers in the model: 0 before, 0 after
+    1 layer changed, 0 refused; parameters and statistics: 0 before, 0 after
     """
 
     operation: str
@@ -124,7 +124,7 @@ class Receipt:
                 lines.append("  ".join([*words, note]).rstrip())
         lines += [f"refused: {one.name} ({one.was}): {one.reason}" for one in self.refused]
         changed = f"{len(self.rows)} layer{'s' * (len(self.rows) != 1)} changed, {len(self.refused)} refused"
-        lines.append(f"{changed}; numbers in the model: {self.before:,} before, {self.after:,} after")
+        lines.append(f"{changed}; parameters and statistics: {self.before:,} before, {self.after:,} after")
         if self.difference is not None:
             lines.append(
                 f"largest output difference {self.difference:.1e}, where the largest output is {self.largest:.1e}"

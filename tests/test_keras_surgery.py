@@ -114,7 +114,7 @@ def odd() -> Any:
         def call(self, x: Any) -> Any:
             return self.norm(x)
 
-    keras.saving.register_keras_serializable("test_surgery")(Block)
+    keras.saving.register_keras_serializable("test_keras_surgery")(Block)
     inputs = keras.Input((8, 8, 3))
     x = L.BatchNormalization(name="on_the_input")(inputs)
     x = L.BatchNormalization(name="fine")(L.Conv2D(6, 3, padding="same")(x))
@@ -267,6 +267,47 @@ def test_swap_keeps_names_flags_regularizers_and_mixed_precision():
     assert not new.get_layer("dense").trainable
     assert receipt.rows[0].note == "3 groups (asked: 4)"
     json.dumps(receipt.to_dict())
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_flags_and_layers_that_are_hard_to_copy(inplace):
+    lambda_layer = L.Lambda(lambda x: keras.ops.abs(x) + 1.0, name="lambda")
+    layers = [L.RandomFlip(), lambda_layer, L.Conv2D(4, 3), L.BatchNormalization(name="norm"), L.Dropout(0.5)]
+    model, x = filled(functional(layers, (8, 8, 3))), data(2, 8, 8, 3)
+    model.trainable = False
+    layers[2].trainable = True
+    want = run(model, x)[0]
+    new, receipt = S.fold(model, probe=x, inplace=inplace)
+    assert len(receipt.rows) == 1
+    relative(run(new, x)[0], want, 1e-5)
+    assert (new.trainable, new.get_layer(layers[2].name).trainable) == (False, True)
+    assert not new.get_layer(layers[4].name).trainable
+
+
+def test_several_inputs_integers_and_masks():
+    inputs = {"words": keras.Input((7,), dtype="int32", name="words"), "numbers": keras.Input((6,), name="numbers")}
+    x = L.BatchNormalization(name="norm")(L.Embedding(11, 6, mask_zero=True)(inputs["words"]))
+    x = L.Dense(6)(L.LSTM(6)(x) + inputs["numbers"])
+    model = filled(keras.Model(inputs, {"y": L.BatchNormalization(name="last")(x)}))
+    _, receipt = S.fold(model)
+    assert [row.name for row in receipt.rows] == ["last"]
+    assert receipt.difference < 1e-5 * receipt.largest
+    words = np.random.default_rng(0).integers(0, 11, (5, 7))
+    fresh, receipt = S.reestimate(model, [({"words": words, "numbers": data(5, 6)}, None)])
+    embedded = np.array(model.layers[1].embeddings)[words[words > 0]].astype(np.float64)
+    np.testing.assert_allclose(np.array(fresh.get_layer("norm").moving_mean), embedded.mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_swapped_and_folded_models_are_saved_and_train_on(tmp_path):
+    model = filled(functional([L.Conv2D(4, 3), L.BatchNormalization(), L.Flatten(), L.Dense(1)], (8, 8, 3)))
+    model.compile("adam", "mse")
+    x = data(4, 8, 8, 3)
+    for new, receipt in (S.swap(model, "batch", "group", groups=2), S.fold(model)):
+        assert new.compiled
+        assert "the optimizer begins afresh" in " ".join(receipt.notes)
+        new.save(tmp_path / "new.keras")
+        assert np.array_equal(run(keras.saving.load_model(tmp_path / "new.keras"), x)[0], run(new, x)[0])
+        new.fit(x, data(4, 1), verbose=0)
 
 
 def test_swap_on_maps_of_one_element():

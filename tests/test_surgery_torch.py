@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,41 @@ def test_half_precision_folds_into_half_precision():
     new, receipt = S.fold(model)
     assert new[0].weight.dtype == torch.bfloat16
     assert receipt.difference < 2e-2 * receipt.largest
+
+
+def test_models_that_are_not_ready():
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d())
+    with pytest.raises(ValueError, match="run it once first"):
+        S.fold(lazy)
+    assert isinstance(lazy[0], nn.LazyConv2d)
+    with pytest.raises(ValueError, match="a scripted model is fixed"):
+        S.swap(torch.jit.script(nn.Sequential(nn.BatchNorm2d(6))), "batch", "group")
+    model = nn.Sequential(nn.BatchNorm2d(6))
+    model.extra = torch.randn(3, requires_grad=True) * 2
+    with pytest.raises(ValueError, match="inplace=True changes it itself"):
+        S.swap(model, "batch", "group")
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.front, self.norm = nn.ConvTranspose2d(3, 4, 3, stride=2), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor, scale: Any = 1) -> dict[str, Any]:
+        y = self.norm(self.front(x, output_size=(18, 18))) * scale
+        return {"y": y, "all": [y, None], "number": 3}
+
+
+def test_several_inputs_and_outputs():
+    model, inputs = filled(Two()), {"x": torch.randn(2, 3, 8, 8), "scale": torch.ones(1)}
+    new, receipt = S.fold(model, probe=inputs)
+    assert len(receipt.rows) == 1
+    assert receipt.difference < 1e-5 * receipt.largest
+    one, _ = S.reestimate(model, [(tuple(inputs.values()), "target")])
+    two, _ = S.reestimate(model, [inputs])
+    assert same(one, state(two))
+    again, _ = S.revert(new, pickle.loads(pickle.dumps(receipt)))
+    assert same(again, state(model))
 
 
 def norms() -> nn.Sequential:

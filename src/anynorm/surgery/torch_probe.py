@@ -29,6 +29,7 @@ class Probe:
     """
 
     def __init__(self, model: nn.Module, given: Any) -> None:
+        _check(model)
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
         self.calls: Counter[str] = Counter()
         self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -84,6 +85,14 @@ class Probe:
     def _forget(self) -> None:
         self.shapes.clear()
         self.calls.clear()
+
+
+def _check(model: nn.Module) -> None:
+    """Raise for a model whose modules cannot be exchanged, or have no parameters yet: a run would give it some."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("a scripted model is fixed; change the model that it was made from")
+    if any(isinstance(t, nn.parameter.UninitializedTensorMixin) for t in (*model.parameters(), *model.buffers())):
+        raise ValueError("the model has lazy modules without parameters yet; run it once first")
 
 
 def _guesses(model: nn.Module) -> Iterator[tuple[int, ...]]:

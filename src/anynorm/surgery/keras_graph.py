@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Saved:
 
     @classmethod
     def of(cls, layer: Any) -> Saved:
-        return cls(type(layer), layer.get_config(), layer.get_weights())
+        return cls(type(layer), layer.get_config(), [np.array(w) for w in layer.get_weights()])
 
     def layer(self) -> Any:
         """A new layer, not built yet."""
@@ -109,7 +110,7 @@ class Rebuild:
         for old, copy in [] if self._reuse else [(model, new), *self._copies]:
             _take_over(old, copy)
         for layer, saved in self._filled:
-            layer.set_weights(saved.weights)
+            layer.set_weights([np.array(w) for w in saved.weights])
             layer.trainable = saved.config.get("trainable", True)
         return new
 
@@ -208,7 +209,8 @@ def _take_over(old: Any, new: Any) -> None:
     for one, other in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
         other.trainable = one.trainable
     for one, other in zip(old.variables, new.variables, strict=True):
-        other.assign(one)
+        # By way of a copy: JAX's arrays would be shared, and training one model deletes what it has used up.
+        other.assign(np.array(keras.ops.convert_to_numpy(one)))
 
 
 def rebuilt(

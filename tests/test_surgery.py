@@ -174,6 +174,7 @@ def test_inspect_says_what_it_cannot_read(tmp_path):
     (tmp_path / "text.pt").write_text("no model")
     (tmp_path / "empty.pt").write_text("")
     (tmp_path / "bad.keras").write_text("no model")
+    (tmp_path / "bad.safetensors").write_text("no model")
     expected = {
         "whole.pt": (2, "save model.state_dict() instead"),
         "list.pt": (2, "no dictionary of tensors"),
@@ -182,6 +183,7 @@ def test_inspect_says_what_it_cannot_read(tmp_path):
         "text.pt": (2, "text.pt"),
         "empty.pt": (2, "empty.pt"),
         "bad.keras": (2, "cannot be read"),
+        "bad.safetensors": (2, "safetensors"),
         "none.pt": (1, "no such file"),
         "linear.pt": (0, "no norms"),
     }

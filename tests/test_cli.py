@@ -42,9 +42,9 @@ def in_a_process(*words, **environment):
 def test_help_teaches():
     result = run("--help")
     assert result.exit_code == 0
-    for word in ("figure", "doctor", "demo", "n [...] (g [c])"):
+    for word in ("figure", "inspect", "doctor", "demo", "n [...] (g [c])"):
         assert word in result.output
-    for command in ("figure", "doctor", "demo"):
+    for command in ("figure", "inspect", "doctor", "demo"):
         assert f"anynorm {command}" in run(command, "--help").output
 
 

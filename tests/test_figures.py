@@ -13,8 +13,9 @@ from anynorm.catalogue import CATALOGUE
 from anynorm.figures import curves, words
 from anynorm.figures.cells import TUTORIAL, cube, cubes
 from anynorm.figures.draw import draw
-from anynorm.figures.save import replacing, save
+from anynorm.figures.save import save
 from anynorm.figures.text import drawing, side_by_side
+from anynorm.files import replacing
 
 N, C, S, GROUPS = 4, 6, 9, 2
 

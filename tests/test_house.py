@@ -22,6 +22,7 @@ HEAVY = (*FRAMEWORKS, "matplotlib", "click", "rich", "mlxtend")
 
 # What each part of the package may import of the others.
 MAY_IMPORT = {
+    "files": set(),
     "pattern": set(),
     "precision": set(),
     "reference": set(),
@@ -35,8 +36,9 @@ MAY_IMPORT = {
     "torch": {"ops", "catalogue", "pattern", "precision", "spec"},
     "nnx": {"ops", "catalogue", "pattern", "plan", "precision", "spec"},
     "convert": {"keras", "torch", "nnx", "ops", "catalogue", "plan", "spec"},
-    "figures": {"catalogue", "pattern", "plan", "spec"},
-    "cli": {"__init__", "figures", "keras", "kernels", "pattern", "plan", "spec"},
+    "surgery": {"convert", "files", "keras", "torch", "ops", "catalogue"},
+    "figures": {"files", "catalogue", "pattern", "plan", "spec"},
+    "cli": {"__init__", "files", "figures", "surgery", "keras", "kernels", "pattern", "plan", "spec"},
 }
 
 files = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
@@ -105,6 +107,8 @@ def test_frameworks_are_imported_where_the_file_name_says_so(file):
         assert found <= {"flax", "jax"}
     elif part == "convert":
         assert found <= {"torch": {"torch"}, "keras": {"keras"}, "nnx": {"flax", "jax"}}.get(file.stem, set())
+    elif part == "surgery":
+        assert found <= {"torch": {"torch"}, "keras": {"keras"}}.get(file.stem.split("_")[0], set())
     else:
         assert not found
 
@@ -174,7 +178,11 @@ def imported_by(code: str) -> set[str]:
         ("import anynorm, jax; anynorm.normalize(jax.numpy.ones((2, 3)), '[n] c')", {"jax"}),
         # Flax itself prints with rich.
         ("import anynorm.nnx as a, flax.nnx as n; a.LayerNorm(3, rngs=n.Rngs(0))", {"jax", "flax", "rich"}),
-        ("import anynorm.convert", set()),
+        ("import anynorm.convert, anynorm.surgery", set()),
+        (
+            "import torch, anynorm.surgery as s; s.fold(torch.nn.Sequential(torch.nn.Linear(3, 6)))",
+            {"torch"},
+        ),
         # The detector can fail: it sees what is imported in a roundabout way.
         ("import anynorm, importlib; importlib.import_module('anynorm.ops.torch')", {"torch"}),
     ],
@@ -200,7 +208,15 @@ def test_import_takes_less_than_a_fifth_of_a_second():
 
 @pytest.mark.parametrize(
     "module",
-    ["anynorm", "anynorm.keras", "anynorm.torch", "anynorm.torch.functional", "anynorm.nnx", "anynorm.convert"],
+    [
+        "anynorm",
+        "anynorm.keras",
+        "anynorm.torch",
+        "anynorm.torch.functional",
+        "anynorm.nnx",
+        "anynorm.convert",
+        "anynorm.surgery",
+    ],
 )
 def test_every_public_name_has_a_docstring_with_an_example(module):
     public = importlib.import_module(module)

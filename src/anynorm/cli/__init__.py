@@ -1,4 +1,4 @@
-"""The command line: `anynorm figure | doctor | demo`."""
+"""The command line: `anynorm figure | inspect | doctor | demo`."""
 
 from __future__ import annotations
 

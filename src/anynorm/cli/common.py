@@ -1,7 +1,8 @@
-"""What the commands share: how they read lengths and how they report errors."""
+"""What the commands share: how they read lengths, report errors and keep frameworks quiet."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +33,20 @@ def reported() -> Iterator[None]:
         raise click.ClickException(f"{name} is not installed: pip install 'anynorm[{extra}]'") from missing
     except OSError as failed:
         raise click.ClickException(f"{failed.strerror or failed}: {failed.filename or ''}".rstrip(": ")) from failed
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Without what C++ code writes to stderr before its log levels hold, as TensorFlow does while it is imported."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def lengths(texts: tuple[str, ...], option: str) -> dict[str, int]:

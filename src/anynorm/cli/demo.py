@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .. import __version__
-from .common import DISTRIBUTIONS, installed, reported
+from .common import DISTRIBUTIONS, hushed, installed, reported
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +55,7 @@ def demo(backend: str, steps: int, norms: tuple[str, ...], seed: int, data: str,
         from rich.console import Console
 
         console = Console()
-        with _hushed():
+        with hushed():
             import keras
 
             from . import tutorial
@@ -91,20 +89,6 @@ def _choose(backend: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Threads that spin while they wait make each of torch's small operations take milliseconds on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Without what C++ code writes to stderr before its log levels hold, as TensorFlow does while it is imported."""
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _about(digits: Digits, steps: int, batch: int) -> str:
@@ -180,7 +164,8 @@ def _write(out: Path, outcomes: dict[str, Outcome], facts: dict[str, Any]) -> li
     from ..figures import curves
     from ..figures.cells import TUTORIAL, cubes
     from ..figures.draw import draw
-    from ..figures.save import replacing, save
+    from ..figures.save import save
+    from ..files import replacing
 
     picture, learning, results = out / "norms.png", out / "learning-curves.png", out / "results.json"
     save(draw(cubes(TUTORIAL, {}, {})), picture)

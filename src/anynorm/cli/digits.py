@@ -17,7 +17,7 @@ from urllib.request import urlopen
 import numpy as np
 from numpy.typing import NDArray
 
-from ..figures.save import replacing
+from ..files import replacing
 
 # As keras.datasets.mnist has them.
 _URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"

@@ -19,7 +19,7 @@ from ..keras import (
 from .norm import Array, Norm, canonical, layout_of, neutral, shape_of
 
 CHANNELS, ANY_SENTENCE = "last", True
-_KINDS = {
+KINDS = {
     "batch": (keras.layers.BatchNormalization, BatchNormalization),
     "instance": (InstanceNormalization,),
     "group": (keras.layers.GroupNormalization, GroupNormalization),
@@ -30,7 +30,7 @@ _KINDS = {
 
 
 def read(layer: Any) -> Norm:
-    kind = next((kind for kind, classes in _KINDS.items() if isinstance(layer, classes)), None)
+    kind = next((kind for kind, classes in KINDS.items() if isinstance(layer, classes)), None)
     if kind is None:
         raise TypeError(f"{type(layer).__name__} is no normalization layer of keras.layers or anynorm.keras")
     if not layer.built:

@@ -8,29 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..torch import (
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
-    GroupNorm,
-    InstanceNorm1d,
-    InstanceNorm2d,
-    InstanceNorm3d,
-    LayerNorm,
-    LayerNorm2d,
-    RMSNorm,
-    RMSNorm2d,
-)
+from ..torch import GroupNorm, LayerNorm, LayerNorm2d, RMSNorm, RMSNorm2d
 from ..torch import Norm as SentenceNorm
+from ..torch.peers import BATCH, INSTANCE
 from .norm import FIRST, Array, Norm, neutral, shape_of
 
 CHANNELS, ANY_SENTENCE = "first", True
-_BATCH = {2: BatchNorm1d, 3: BatchNorm1d, 4: BatchNorm2d, 5: BatchNorm3d}
-_INSTANCE = {3: InstanceNorm1d, 4: InstanceNorm2d, 5: InstanceNorm3d}
-_RANKS = {"1d": 3, "2d": 4, "3d": 5}
+RANKS = {kind.__name__[-2:]: rank for rank, kind in INSTANCE.items()}
 
 
-def read(layer: Any) -> Norm:
+def read(layer: Any, statistics: bool = True) -> Norm:
+    """The norm of a module; without its running `statistics`, whatever they do, where they are not to be kept."""
     scale, offset = (numpy(getattr(layer, name, None)) for name in ("weight", "bias"))
     common: dict[str, Any] = {"scale": scale, "offset": offset, "training": layer.training}
     if isinstance(layer, SentenceNorm):
@@ -49,6 +37,8 @@ def read(layer: Any) -> Norm:
         eps = torch.finfo(torch.float64 if double else torch.float32).eps if layer.eps is None else layer.eps
         return Norm("layer" if is_layer else "rms", axes, shape, eps, channels=channels, **common)
     if isinstance(layer, torch.nn.modules.batchnorm._NormBase):
+        if not statistics:
+            return _channelwise(layer, common)
         return _with_statistics(layer, common)
     raise TypeError(f"{type(layer).__name__} is no normalization layer of torch.nn or anynorm.torch")
 
@@ -62,16 +52,19 @@ def _with_statistics(layer: Any, common: dict[str, Any]) -> Norm:
         )
     if is_batch and layer.momentum is None:
         raise ValueError("momentum=None, the plain average, has no counterpart; set the layer's momentum to a number")
+    common |= {"mean": numpy(layer.running_mean), "variance": numpy(layer.running_var)}
+    common |= {"keep": 1 - layer.momentum} if is_batch else {}
+    return _channelwise(layer, common)
+
+
+def _channelwise(layer: Any, common: dict[str, Any]) -> Norm:
     return Norm(
-        "batch" if is_batch else "instance",
+        "batch" if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) else "instance",
         (FIRST,),
         (layer.num_features,),
         layer.eps,
-        mean=numpy(layer.running_mean),
-        variance=numpy(layer.running_var),
-        rank=_RANKS.get(type(layer).__name__[-2:]),
+        rank=RANKS.get(type(layer).__name__[-2:]),
         channels=CHANNELS,
-        keep=1 - layer.momentum if is_batch else Norm.keep,
         correction=getattr(layer, "correction", 1),
         **common,
     )
@@ -94,11 +87,11 @@ def _made(norm: Norm) -> Any:
     is_first = norm.axes == (FIRST,) or (norm.kind != "batch" and norm.axes == (1 - rank,))
     if norm.kind == "batch" and (is_first or (rank == 2 and norm.axes == (-1,))):
         momentum: dict[str, Any] = {"momentum": 1 - norm.keep, "correction": norm.correction}
-        return _class(_BATCH, rank, norm)(norm.features, eps, affine=has, bias=bias, **momentum)
+        return _class(BATCH, rank, norm)(norm.features, eps, affine=has, bias=bias, **momentum)
     if norm.kind == "group" and is_first and norm.groups is not None:
         return GroupNorm(norm.groups, norm.features, eps, affine=has, bias=bias)
     if norm.kind == "instance" and is_first:
-        return _class(_INSTANCE, rank, norm)(norm.features, eps, affine=has, bias=bias)
+        return _class(INSTANCE, rank, norm)(norm.features, eps, affine=has, bias=bias)
     is_last = norm.axes == tuple(range(-len(norm.axes), 0))
     if norm.kind == "layer" and (is_last or is_first):
         return (LayerNorm if is_last else LayerNorm2d)(norm.shape, eps, has, bias=bias)

@@ -4,27 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from .group import GroupNorm
-from .instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
-from .layer import LayerNorm, RMSNorm
-from .sync import SyncBatchNorm
-
-_BY_PEER = {
-    getattr(torch.nn, kind.__name__): kind
-    for kind in (
-        BatchNorm1d,
-        BatchNorm2d,
-        BatchNorm3d,
-        GroupNorm,
-        InstanceNorm1d,
-        InstanceNorm2d,
-        InstanceNorm3d,
-        LayerNorm,
-        RMSNorm,
-        SyncBatchNorm,
-    )
-}
+from .peers import BY_PEER
 
 
 def replace_norms(model: torch.nn.Module) -> int:
@@ -42,7 +22,7 @@ def replace_norms(model: torch.nn.Module) -> int:
     >>> replace_norms(model), type(model[1]).__module__
     (1, 'anynorm.torch.layer')
     """
-    found = [module for module in model.modules() if type(module) in _BY_PEER]
+    found = [module for module in model.modules() if type(module) in BY_PEER]
     for module in found:
-        module.__class__ = _BY_PEER[type(module)]
+        module.__class__ = BY_PEER[type(module)]
     return len(found)

@@ -1,0 +1,63 @@
+"""The Keras side of surgery: what each operation asks of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import keras_fold, keras_swap, keras_training
+from .data import Advance
+from .keras_facts import facts
+from .keras_graph import is_graph, rebuilt
+from .keras_norms import numbers
+from .keras_probe import Probe
+from .receipt import Receipt
+from .swapping import Wish
+
+__all__ = ["Probe", "facts", "fold", "freeze", "numbers", "reestimate", "revert", "swap", "weight_decay"]
+
+weight_decay = keras_training.weight_decay
+
+
+def swap(model: Any, wish: Wish, probe: Probe, receipt: Receipt, inplace: bool) -> Any:
+    return _noted(model, keras_swap.swap(model, wish, probe.shapes, receipt, inplace), receipt)
+
+
+def fold(model: Any, probe: Probe, receipt: Receipt, inplace: bool) -> Any:
+    return _noted(model, keras_fold.fold(model, receipt, inplace), receipt)
+
+
+def freeze(model: Any, kind: str, frozen: bool, receipt: Receipt, inplace: bool) -> Any:
+    model = _own(model, inplace)
+    keras_training.freeze(model, kind, frozen, receipt)
+    if inplace and receipt.rows and getattr(model, "compiled", False):
+        receipt.notes.append("compile the model again, or its optimizer goes on with the flags as they were")
+    return model
+
+
+def reestimate(model: Any, batches: Any, advance: Advance, receipt: Receipt, inplace: bool) -> tuple[Any, int | None]:
+    model = _own(model, inplace)
+    return model, keras_training.reestimate(model, batches, advance, receipt)
+
+
+def revert(model: Any, receipt: Receipt, inplace: bool) -> tuple[Any, Receipt]:
+    assert receipt.undo is not None
+    # What rebuilds a graph makes a new model by itself; the others change the flags and numbers of theirs.
+    changes_layers = receipt.operation.startswith(("swap", "fold"))
+    return receipt.undo(model if changes_layers else _own(model, inplace), inplace)
+
+
+def _own(model: Any, inplace: bool) -> Any:
+    if not inplace and not is_graph(model):
+        raise ValueError(
+            f"{model.name} is a model of a class of its own, {type(model).__name__}, which cannot be copied layer by "
+            "layer; inplace=True changes it itself"
+        )
+    return model if inplace else rebuilt(model, {})
+
+
+def _noted(model: Any, made: Any, receipt: Receipt) -> Any:
+    if getattr(made, "compiled", False):
+        receipt.notes.append("compiled anew from the old configuration; the optimizer begins afresh")
+    elif getattr(model, "compiled", False):
+        receipt.notes.append("not compiled, as the given model was: compile it")
+    return made

@@ -1,0 +1,74 @@
+"""Running a Keras model outside training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from .keras_graph import inputs_of, is_graph
+from .keras_norms import input_shapes, norms
+from .keras_watch import watched
+from .receipt import first_line
+
+# For a length that is open, and for the batch.
+_OPEN, _BATCH = 32, 4
+
+
+class Probe:
+    """An input and what the model makes of it.
+
+    Attributes:
+        words: what the input is, or why there is none.
+        shapes: of the inputs of each norm, by the layer's id; with a given input those that it leads to, else those
+            that the graph says.
+        outputs: the model's, or None where nothing could be run.
+    """
+
+    def __init__(self, model: Any, given: Any) -> None:
+        self.inputs: Any = None
+        self.outputs: list[np.ndarray] | None = None
+        self.shapes: dict[int, list[tuple[int | None, ...]]] = input_shapes(model)
+        if given is False:
+            self.words = "not wanted"
+        elif given is not None:
+            self.inputs, self.words = given, f"the given one, {_written(given)}"
+            self.shapes = {}
+            watchable = [layer for _, layer, _, _ in norms(model)]
+            with watched(watchable, lambda layer, x, _: self.shapes.setdefault(id(layer), []).append(tuple(x.shape))):
+                self.outputs = self.run(model)
+        else:
+            self._make(model)
+
+    def run(self, model: Any) -> list[np.ndarray] | None:
+        """The model's outputs, flat, in float64; None without an input."""
+        if self.inputs is None:
+            return None
+        outputs = keras.tree.flatten(model(self.inputs, training=False))
+        return [np.asarray(keras.ops.convert_to_numpy(y)).astype(np.float64) for y in outputs]
+
+    def _make(self, model: Any) -> None:
+        if not is_graph(model) or not getattr(model, "inputs", None):
+            self.words = "the model does not say its inputs; give probe="
+            return
+        rng = np.random.default_rng(0)
+        self.inputs = keras.tree.map_structure(lambda tensor: _random(tensor, rng), inputs_of(model))
+        try:
+            self.outputs = self.run(model)
+        except Exception as failed:  # whatever a model raises that an input does not fit
+            self.inputs, self.words = None, f"a random input does not run ({first_line(failed)}); give probe="
+        else:
+            self.words = f"random, {_written(self.inputs)}"
+
+
+def _random(tensor: Any, rng: np.random.Generator) -> np.ndarray:
+    shape = [_BATCH if tensor.shape[0] is None else tensor.shape[0]]
+    shape += [_OPEN if n is None else n for n in tensor.shape[1:]]
+    if "float" in tensor.dtype:
+        return rng.normal(size=shape).astype("float32")
+    return rng.integers(0, 2, shape).astype(tensor.dtype)
+
+
+def _written(inputs: Any) -> str:
+    return ", ".join(str(tuple(x.shape)) for x in keras.tree.flatten(inputs) if hasattr(x, "shape"))

@@ -1,0 +1,152 @@
+"""From one kind of normalization to another, without a framework: what is kept, and how many groups there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..convert.norm import Norm
+from .folding import Refused
+
+KINDS = ("batch", "group", "instance", "layer", "rms")
+ANY = "any"
+# As the paper has them.
+GROUPS = 32
+# Below so many elements a statistic follows each of them closely.
+FEW = 16
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a norm is to become.
+
+    Attributes:
+        source: the kind of those that are swapped, or "any".
+        target: the kind that they become.
+        groups: how many groups are wanted; None for as many as there are, or 32.
+    """
+
+    source: str
+    target: str
+    groups: int | None = None
+
+    def __post_init__(self) -> None:
+        checked_kind(self.source)
+        if self.target not in KINDS:
+            raise ValueError(f'norms become one of {", ".join(KINDS)}, not "{self.target}"')
+        if self.groups is not None and (isinstance(self.groups, bool) or self.groups < 1):
+            raise ValueError(f"groups must be a positive whole number, and it is {self.groups!r}")
+        if self.groups is not None and self.target != "group":
+            raise ValueError(f"groups={self.groups} is for norms that become group normalization, not {self.target}")
+
+
+def checked_kind(kind: str) -> str:
+    """A kind of norm, or "any"."""
+    if kind not in (*KINDS, ANY):
+        raise ValueError(f'there is no kind of norm called "{kind}"; there are {", ".join((*KINDS, ANY))}')
+    return kind
+
+
+def groups_for(channels: int, wanted: int, positions: int | None) -> int | None:
+    """The divisor of `channels` nearest to `wanted` that leaves more than one element to a statistic.
+
+    Args:
+        positions: how many elements a channel has in one sample; None where nothing says it, which may be 1.
+
+    Returns:
+        The number, the smaller one of two that are equally near; None where there is none.
+
+    >>> groups_for(48, 32, 49), groups_for(32, 32, 1), groups_for(32, 32, None), groups_for(1, 32, 1)
+    (24, 16, 16, None)
+    """
+    least = 1 if positions is not None and positions > 1 else 2
+    divisors = [n for n in range(1, channels + 1) if channels % n == 0 and channels // n >= least]
+    return min(divisors, key=lambda n: (abs(n - wanted), n), default=None)
+
+
+def swapped(norm: Norm, wish: Wish, positions: int | None, **fresh: Any) -> tuple[Norm, list[str]]:
+    """The norm in its new kind, and what there is to say about it.
+
+    Args:
+        norm: as a dialect has read it.
+        positions: how many elements a channel has in one sample, the least of all inputs; None where unknown.
+        **fresh: what a batch normalization without a past begins with: `keep` and `correction`.
+
+    Raises:
+        Refused: nothing of the input would be left, or the norm has no channels.
+    """
+    if norm.kind not in KINDS:
+        raise Refused("a norm given as a sentence has no kind; put another layer in its place by hand")
+    target = wish.target
+    notes: list[str] = []
+    axes, shape = norm.axes, norm.shape
+    if len(axes) > 1 and not {norm.kind, target} <= {"layer", "rms"}:
+        if norm.channels is None:
+            raise Refused(f"it has parameters over the axes {axes}, and nothing says which one has the channels")
+        axes, shape = (norm.position,), (shape[axes.index(norm.position)],)
+    elif not axes:
+        raise Refused("nothing says which axes have its channels")
+    known: dict[str, Any] = {"axes": axes, "shape": shape, "groups": None}
+    if target == "group":
+        channels = norm.features if shape == norm.shape else shape[0]
+        wanted = wish.groups or (norm.groups if norm.kind == "group" else None) or GROUPS
+        known["groups"] = _groups(channels, wanted, positions, notes)
+    elif target == "instance":
+        _at_least_two(positions, "instance normalization has one statistic a channel and sample", notes)
+    elif target in ("layer", "rms"):
+        if int(np.prod(shape)) == 1:
+            raise Refused(f"{target} normalization over one channel would leave nothing of the input")
+    elif positions == 1:
+        notes.append("each channel has one element a sample: in training, use batches of many samples")
+    if target != norm.kind:
+        known |= {"mean": None, "variance": None}
+        if target == "batch":
+            known |= {"mean": np.zeros(shape, np.float32), "variance": np.ones(shape, np.float32), **fresh}
+            notes.append("new running statistics: reestimate them, or train")
+    parameters = _parameters(norm, target, shape, notes)
+    return replace(norm, kind=target, **known, **parameters), notes
+
+
+def _groups(channels: int, wanted: int, positions: int | None, notes: list[str]) -> int:
+    groups = groups_for(channels, wanted, positions)
+    if groups is None:
+        raise Refused(
+            f"{channels} channel{'s' * (channels != 1)} at one position, or at an unknown number of them, cannot be "
+            "normalized in groups: nothing of the input would be left"
+        )
+    count = None if positions is None else channels // groups * positions
+    notes.append(f"{groups} group{'s' * (groups != 1)}" + (f" (asked: {wanted})" if groups != wanted else ""))
+    if groups == channels > 1:
+        notes.append("of one channel, an instance normalization")
+    if count is not None and count < FEW:
+        notes.append(f"each statistic is over {count} elements")
+    return groups
+
+
+def _at_least_two(positions: int | None, why: str, notes: list[str]) -> None:
+    if positions == 1:
+        raise Refused(f"{why}, and here that is one element, of which nothing would be left")
+    if positions is None:
+        notes.append(f"{why}; how many elements those are is unknown here")
+    elif positions < FEW:
+        notes.append(f"each statistic is over {positions} elements")
+
+
+def _parameters(norm: Norm, target: str, shape: tuple[int, ...], notes: list[str]) -> dict[str, Any]:
+    """Scale and offset where they fit, else new ones."""
+    found: dict[str, Any] = {"scale": norm.scale, "offset": norm.offset}
+    if norm.kind == "rms" and target != "rms" and norm.scale is not None:
+        found["offset"] = np.zeros(norm.scale.shape, norm.scale.dtype)
+        notes.append("new offset")
+    if target == "rms" and norm.kind != "rms" and norm.offset is not None:
+        found["offset"] = None
+        size = float(np.abs(norm.offset).max(initial=0))
+        notes.append(f"its offset (largest {size:.2g}) is dropped" if size else "its offset, all zeros, is dropped")
+    for name, start in (("scale", np.ones), ("offset", np.zeros)):
+        values = found[name]
+        if values is not None and values.shape != shape:
+            notes.append(f"{name} of shape {values.shape} does not fit {shape}: new")
+            found[name] = start(shape, values.dtype)
+    return found

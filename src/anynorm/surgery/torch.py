@@ -1,0 +1,58 @@
+"""The torch side of surgery: what each operation asks of it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import nn
+
+from . import torch_fold, torch_swap, torch_training
+from .data import Advance
+from .receipt import Receipt
+from .swapping import Wish
+from .torch_facts import facts
+from .torch_norms import numbers
+from .torch_probe import Probe
+
+__all__ = ["Probe", "facts", "fold", "freeze", "numbers", "reestimate", "revert", "swap", "weight_decay"]
+
+weight_decay = torch_training.weight_decay
+
+
+def swap(model: nn.Module, wish: Wish, probe: Probe, receipt: Receipt, inplace: bool) -> nn.Module:
+    made = torch_swap.swap(_own(model, inplace), wish, probe.shapes, receipt)
+    if inplace and made is not model:
+        raise ValueError("the model is itself the norm, and cannot become another in place; leave inplace out")
+    return made
+
+
+def fold(model: nn.Module, probe: Probe, receipt: Receipt, inplace: bool) -> nn.Module:
+    return torch_fold.fold(_own(model, inplace), probe, receipt)
+
+
+def freeze(model: nn.Module, kind: str, frozen: bool, receipt: Receipt, inplace: bool) -> nn.Module:
+    model = _own(model, inplace)
+    torch_training.freeze(model, kind, frozen, receipt)
+    return model
+
+
+def reestimate(
+    model: nn.Module, batches: Any, advance: Advance, receipt: Receipt, inplace: bool
+) -> tuple[Any, int | None]:
+    model = _own(model, inplace)
+    return model, torch_training.reestimate(model, batches, advance, receipt)
+
+
+def revert(model: nn.Module, receipt: Receipt, inplace: bool) -> tuple[nn.Module, Receipt]:
+    assert receipt.undo is not None
+    return receipt.undo(_own(model, inplace), inplace)
+
+
+def _own(model: nn.Module, inplace: bool) -> nn.Module:
+    if inplace:
+        return model
+    try:
+        return copy.deepcopy(model)
+    except Exception as failed:
+        raise ValueError(f"the model cannot be copied ({failed}); inplace=True changes it itself") from failed

@@ -1,0 +1,118 @@
+"""Swapping the norms of a torch model."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..convert import torch as dialect
+from ..convert.norm import FIRST, Norm
+from ..torch.replace import replace_norms
+from .folding import Refused
+from .receipt import Receipt, Row
+from .swapping import Wish, swapped
+from .torch_norms import describe, norms, numbers, put, tensor_like, why_not
+
+Shapes = dict[str, list[tuple[int, ...]]]
+
+
+def swap(model: nn.Module, wish: Wish, shapes: Shapes, receipt: Receipt) -> nn.Module:
+    """Swap in the model itself; it is returned, or what took its place."""
+    kept = {}
+    for name, module, kind in list(norms(model, wish.source)):
+        was = numbers(module)
+        try:
+            new, note = _made(module, kind, wish, shapes.get(name, []))
+        except Refused as refused:
+            receipt.refuse(name, module, str(refused))
+            continue
+        receipt.rows.append(Row(name, describe(module), describe(new), was, numbers(new), note))
+        kept[name] = module
+        if module is model:
+            model = new
+        put(model, module, new)
+    receipt.undo = partial(_undo, kept)
+    return model
+
+
+def _made(module: Any, kind: str, wish: Wish, shapes: list[tuple[int, ...]]) -> tuple[nn.Module, str]:
+    if reason := why_not(module):
+        raise Refused(reason)
+    if kind == wish.target and wish.groups is None:
+        twin = _twin(module)
+        replace_norms(twin)
+        return twin, "the same, anynorm's"
+    if len(ranks := {len(shape) for shape in shapes}) > 1:
+        raise Refused(f"its inputs have different numbers of dimensions: {sorted(ranks)}")
+    try:
+        norm = dialect.read(module, statistics=False)
+        norm = _with_rank(norm, wish.target, next(iter(ranks), None), describe(module))
+        norm, notes = swapped(norm, wish, _positions(norm, shapes), keep=0.9, correction=1)
+        new = dialect.write(norm)
+    except (TypeError, ValueError) as wrong:
+        raise Refused(str(wrong)) from wrong
+    return _fitted(new, module), "; ".join(notes)
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """Another module with the very same tensors, hooks and settings."""
+    twin = copy.copy(module)
+    for part in ("_parameters", "_buffers", "_modules", "_forward_pre_hooks"):
+        setattr(twin, part, copy.copy(getattr(module, part)))
+    return twin
+
+
+def _with_rank(norm: Norm, target: str, rank: int | None, was: str) -> Norm:
+    if rank is not None:
+        return replace(norm, rank=rank)
+    needs = norm.axes != (FIRST,) or target in ("batch", "instance")
+    if needs and target not in ("layer", "rms") and (norm.rank is None or was.endswith("1d")):
+        raise Refused("how many dimensions its input has is unknown here; give probe=")
+    return norm
+
+
+def _positions(norm: Norm, shapes: list[tuple[int, ...]]) -> int | None:
+    """The least number of elements that a channel has in one sample."""
+    if not shapes or not norm.axes:
+        return None
+    # A norm over the last axes, or over (n, c), has its channels there.
+    return min(math.prod(shape[1:]) // shape[min(norm.position, len(shape) - 1)] for shape in shapes)
+
+
+def _fitted(new: nn.Module, old: Any) -> nn.Module:
+    """With the old one's own parameters where they fit, and all else of their type and where they are."""
+    like = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), torch.empty(0))
+    new.to(like.device, like.dtype)
+    for name in ("weight", "bias"):
+        theirs, ours = getattr(old, name, None), getattr(new, name, None)
+        if theirs is not None and ours is not None:
+            ours.requires_grad_(theirs.requires_grad)
+            if theirs.shape == ours.shape:
+                setattr(new, name, theirs)
+    return new.train(old.training)
+
+
+def _undo(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple[nn.Module, Receipt]:
+    """The old norms in their places, with the values that they had when they were swapped."""
+    receipt = Receipt("revert: swap")
+    found = dict(model.named_modules())
+    for name, old in kept.items():
+        new, old = found[name], copy.deepcopy(old)
+        receipt.rows.append(Row(name, describe(new), describe(old), numbers(new), numbers(old)))
+        if new is model:
+            model = old
+        put(model, new, old)
+    return model, receipt
+
+
+def restored(module: nn.Module, values: dict[str, torch.Tensor]) -> None:
+    """Parameters and buffers back to kept values, in place."""
+    with torch.no_grad():
+        for name, value in values.items():
+            getattr(module, name).copy_(tensor_like(value, getattr(module, name)))

@@ -2,6 +2,9 @@
 
 import os
 
+# Needs the old libraries.
+collect_ignore = ["old_files"]
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("OMP_NUM_THREADS", "1")

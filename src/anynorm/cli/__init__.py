@@ -1,4 +1,4 @@
-"""The command line: `anynorm figure | doctor | demo`."""
+"""The command line: `anynorm figure | doctor | demo | rescue`."""
 
 from __future__ import annotations
 

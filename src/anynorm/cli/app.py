@@ -8,6 +8,7 @@ from .. import __version__
 from .demo import demo
 from .doctor import doctor
 from .figure import figure
+from .rescue import rescue
 
 
 @click.group(
@@ -32,6 +33,7 @@ def app() -> None:
       anynorm figure                        see the four best known norms
       anynorm figure "n [h] w c"            see what any sentence means
       anynorm demo                          train a small network with each norm
+      anynorm rescue OLD.h5 -o NEW.keras    take an old model with TensorFlow Addons layers to Keras 3
       anynorm doctor                        what is installed, and which kernel would run
     """
 
@@ -39,3 +41,4 @@ def app() -> None:
 app.add_command(demo)
 app.add_command(doctor)
 app.add_command(figure)
+app.add_command(rescue)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import keras
+from keras.src.backend import in_stateless_scope
 
 from .. import ops
 from ..catalogue import batch
@@ -63,18 +63,17 @@ class WeightNormalization(KernelWrapper):
 
     Args:
         layer: a dense, convolutional, recurrent or embedding layer.
-        data_init: whether the first call with data outside a compiled function sets g and bias so that the outputs of
-            that batch, before the activation, have mean 0 and variance 1 (the paper's initialization). Where training
-            is compiled, call the model once on a batch before `fit`; otherwise g stays ||v||, with a warning.
-            Recurrent layers are left as they are, as the paper advises, and so is EinsumDense. A weight `initialized`
-            remembers it.
+        data_init: whether the first batch, of training or of an eager call, sets g and bias so that the outputs for
+            it, before the activation, have mean 0 and variance 1 (the paper's initialization). Recurrent layers are
+            left as they are, as the paper advises, and so is EinsumDense. A weight `initialized` remembers it.
         **kwargs: of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Returns:
         What the layer returns.
 
     Raises:
-        ValueError: a layer without a kernel, or a stateful one.
+        ValueError: a layer without a kernel, or a stateful one; `fit` with `data_init` before the first call where
+            training is a function without side effects, as Keras makes it for JAX, which could not keep g and bias.
 
     >>> import numpy as np
     >>> from anynorm.keras import WeightNormalization
@@ -132,43 +131,55 @@ class WeightNormalization(KernelWrapper):
         except Exception:
             # Inside a compiled function there are no values to look at, and each framework says so in its own way.
             if training:
-                self._warn_without_data()
-                self.initialized.assign(True)
+                self._initialize_compiled(inputs)
             return
         if not done:
-            self._set_by(inputs)
-            self.initialized.assign(True)
+            self._keep(self._by_data(inputs))
         self._seen = True
 
-    def _warn_without_data(self) -> None:
-        if not self._seen:
-            warnings.warn(
-                f"{self.name} was not initialized by data: call the model once on a batch before training is compiled, "
-                "or say data_init=False",
-                stacklevel=2,
+    def _initialize_compiled(self, inputs: Tensor) -> None:
+        if not in_stateless_scope():
+            now = tuple(value_of(variable) for variable in self._set_by_data())
+            self._keep(keras.ops.cond(value_of(self.initialized), lambda: now, lambda: self._by_data(inputs)))
+        elif not self._seen:
+            raise ValueError(
+                f"{self.name} is initialized by its first batch, and what this compiled training assigns to g and bias "
+                "would be lost: call the model once on a batch before fit, or make the layer with data_init=False"
             )
-            self._seen = True
 
-    def _set_by(self, inputs: Tensor) -> None:
+    def _set_by_data(self) -> list[Any]:
+        bias = getattr(self.layer, "bias", None)
+        return [self.g] if bias is None else [self.g, bias]
+
+    def _keep(self, values: tuple[Tensor, ...]) -> None:
+        for variable, value in zip(self._set_by_data(), values, strict=True):
+            variable.assign(value)
+        self.initialized.assign(True)
+
+    def _by_data(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The paper's t = v x / ||v||, of which g becomes 1 / std(t) and the bias -mean(t) / std(t)."""
-        g, bias = self.g, getattr(self.layer, "bias", None)
-        g.assign(keras.ops.ones(g.shape, g.dtype))
-        if bias is not None:
-            bias.assign(keras.ops.zeros(bias.shape, bias.dtype))
+        variables = self._set_by_data()
+        *before, (kernel, _) = self.effective()
+        replaced = [*before, (kernel, kernel.normalized(kernel.value, keras.ops.ones_like(value_of(self.g))))]
         activation = getattr(self.layer, "activation", None)
         if activation is not None:
             self.layer.activation = keras.activations.linear
         try:
-            t = call_with(self.layer, self.effective(), inputs)
+            t = call_with(self.layer, replaced, inputs)
         finally:
             if activation is not None:
                 self.layer.activation = activation
-        t = keras.ops.moveaxis(keras.ops.cast(t, g.dtype), channel_axis(self.layer), -1)
+        t = keras.ops.moveaxis(keras.ops.cast(t, self.g.dtype), channel_axis(self.layer), -1)
         mean, variance = keras.ops.moments(t, tuple(range(len(t.shape) - 1)))
         std = keras.ops.sqrt(variance + 1e-10)
-        g.assign(keras.ops.reshape(1.0 / std, g.shape))
-        if bias is not None:
-            bias.assign(keras.ops.reshape(-mean / std, bias.shape))
+        if len(variables) > 1:
+            # The bias that the layer has already is in t.
+            mean = mean - keras.ops.reshape(keras.ops.cast(value_of(variables[1]), mean.dtype), mean.shape)
+        values = (1.0 / std, -mean / std)[: len(variables)]
+        return tuple(
+            keras.ops.cast(keras.ops.reshape(value, variable.shape), variable.dtype)
+            for variable, value in zip(variables, values, strict=True)
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "data_init": self.data_init}
@@ -184,6 +195,10 @@ class SpectralNormalization(KernelWrapper):
     call and left alone otherwise; 15 steps are made when the layer is built. The gradient goes through sigma. The layer
     stores v itself; Keras and TensorFlow Addons overwrite it with w instead, see `converted`. A kernel of zeros stays
     one. Which axes are outputs: see `WeightNormalization`.
+
+    In a training call sigma is that of torch's `spectral_norm`. Between an optimizer's step and the next training call
+    it is ||v u|| of the new v, as the equation says; torch then still uses the other singular vector of the old one,
+    which makes its sigma smaller by a second-order term.
 
     Source: Miyato et al. 2018, arXiv:1802.05957.
 

@@ -34,7 +34,7 @@ TYPES = {
     22: "<u4",
     23: "<u8",
 }
-LARGEST_INDEX = 1 << 28
+LARGEST_INDEX = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,22 @@ class Bundle:
             if field == 2 and value:
                 raise RescueError(f"{self.index}: numbers with the larger end first are not supported")
         read = {key.decode(errors="replace"): _entry(value) for key, value in table.items()}
+        ends: dict[Path, int] = {}
         for entry in read.values():
-            path, end = self._shard(entry), entry.offset + entry.size
+            path = self._shard(entry)
+            ends[path] = max(ends.get(path, 0), entry.offset + entry.size)
+        for path, end in ends.items():
             if not path.is_file() or end > path.stat().st_size:
                 raise RescueError(f"{path} is missing or cut off: it should reach to byte {end:,} at least")
         self.entries = {key: entry for key, entry in read.items() if entry.dtype}
+        self.seen: set[str] = set()
 
     def _shard(self, entry: Entry) -> Path:
         return self.index.with_name(f"variables.data-{entry.shard:05d}-of-{self.shards:05d}")
 
     def read(self, key: str) -> np.ndarray:
         entry = self.entries[key]
+        self.seen.add(key)
         path = self._shard(entry)
         with path.open("rb") as file:
             file.seek(entry.offset)
@@ -90,6 +95,10 @@ class Bundle:
         if _unmasked(entry.checksum) != crc32c(data):
             raise RescueError(f"{path}: the numbers of {key} have another checksum than when they were written")
         return np.frombuffer(data, entry.dtype).reshape(entry.shape)
+
+    def unread(self) -> list[str]:
+        """The variables of layers that have not been read."""
+        return [key for key in self.entries if key.startswith("layer") and key not in self.seen]
 
 
 def _entry(value: bytes) -> Entry:

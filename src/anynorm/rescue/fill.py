@@ -15,6 +15,7 @@ from .h5 import Reader
 from .layout import Part, Slot, in_order, snake
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+LARGEST_WEIGHT = 1e30
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
 
 
@@ -47,7 +48,7 @@ class Filler:
             raise RescueError(
                 f'the weight "{stored.name[:80]}" has the shape {stored.shape}, and the layer needs {slot.shape}'
             )
-        slot.store(stored.read())
+        slot.store(_checked(stored.read(), stored.name, last))
         self.filled.add(slot.key)
         if self.progress:
             self.progress(min(len(self.filled), self.total), self.total)
@@ -61,6 +62,15 @@ class Filler:
         for part in self.part.every():
             if part.finish:
                 part.finish()
+
+
+def _checked(array: np.ndarray, name: str, last: str) -> np.ndarray:
+    """Numbers that a weight may have; HDF5 has no checksums, but a flipped bit of an exponent shows."""
+    if array.dtype.kind == "f" and not (np.abs(array) <= LARGEST_WEIGHT).all():
+        raise RescueError(f'the weight "{name[:80]}" has numbers that are not finite or beyond {LARGEST_WEIGHT:g}')
+    if last in ("variance", "moving_variance") and (array < 0).any():
+        raise RescueError(f'the variance "{name[:80]}" is negative')
+    return array
 
 
 def from_lists(filler: Filler, lists: dict[str, list[Stored]]) -> None:

@@ -7,19 +7,24 @@ from typing import Any
 
 import keras
 
-from . import parts
+from . import calls, parts
 from .classes import MODELS, WITHOUT_EFFECT, accepted, changed, class_of, why_not
 from .errors import RescueError, blaming
 from .report import Report, Row
 
 INNER = ("layer", "backward_layer", "cell", "cells")
-LARGEST_LENGTH = 2**31
+LAYER_KEYS = parts.PART_KEYS | {"build_config", "build_input_shape", "compile_config", "inbound_nodes", "name"}
+# More layers and more models within models than there are.
+MOST_LAYERS = 5_000
+DEEPEST = 20
 
 
 def old_class(spec: Any) -> tuple[str, dict[str, Any]]:
     """A layer's class in the old model, and its configuration."""
     if not isinstance(spec, dict) or not isinstance(spec.get("class_name"), str):
         raise RescueError(f"where a layer should be described there is {str(spec)[:80]!r}")
+    if unknown := ", ".join(sorted(set(spec) - LAYER_KEYS)):
+        raise RescueError(f"the description of a {spec['class_name'][:80]} has {unknown[:80]}, which no layer has")
     registered, config = spec.get("registered_name"), spec.get("config")
     old = registered if isinstance(registered, str) and ">" in registered else spec["class_name"]
     if old == "Sequential" and isinstance(config, list):
@@ -29,21 +34,25 @@ def old_class(spec: Any) -> tuple[str, dict[str, Any]]:
     return old, config
 
 
-def layers_in(spec: Any, inside: str = "") -> Iterator[tuple[str, str]]:
+def layers_in(spec: Any, inside: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
     """Names and old classes of all layers, those in wrappers and models too."""
     old, config = old_class(spec)
+    if depth > DEEPEST:
+        raise RescueError(f"layers are within {DEEPEST} others, which no model's are; the file is damaged or hostile")
     name = f"{inside}{config.get('name', old)}"
     if old not in MODELS:
         yield name, old
     for key in INNER if old not in MODELS else ("layers",):
         found = config.get(key)
         for one in found if isinstance(found, list) else [found] if found is not None else []:
-            yield from layers_in(one, f"{name}/" if inside or old not in MODELS else "")
+            yield from layers_in(one, f"{name}/" if inside or old not in MODELS else "", depth + 1)
 
 
 def survey(spec: Any, report: Report, unsafe: bool) -> None:
     """Put every layer into the report; raise, naming them all, if some cannot be taken over."""
     for name, old in layers_in(spec):
+        if len(report.rows) == MOST_LAYERS:
+            raise RescueError(f"the model has more than {MOST_LAYERS:,} layers")
         made = keras.layers.Lambda if unsafe and old == "Lambda" else class_of(old)
         if made is None:
             report.rows.append(Row(name, old, refused=why_not(old)))
@@ -136,7 +145,7 @@ class Builder:
         if key == "dtype":
             return parts.dtype(value)
         if key == "name":
-            return _name({"name": value})
+            return calls.name_of({"name": value})
         if isinstance(value, dict):
             raise RescueError(f"the argument {key[:80]} is an object, {str(value)[:80]!r}, which is not known here")
         return value
@@ -145,7 +154,8 @@ class Builder:
         shape = parts.plain(config.get("batch_input_shape", config.get("batch_shape")))
         if config.get("ragged") or config.get("sparse"):
             raise RescueError("ragged and sparse inputs are not in Keras 3 on every backend")
-        return keras.Input(batch_shape=_shape(shape), dtype=parts.dtype(config.get("dtype")), name=_name(config))
+        dtype = parts.dtype(config.get("dtype"))
+        return keras.Input(batch_shape=calls.input_shape(shape), dtype=dtype, name=calls.name_of(config))
 
     def _lambda(self, config: dict[str, Any]) -> Any:
         if not self.unsafe:
@@ -172,133 +182,81 @@ class Builder:
             shape = arguments.get("batch_input_shape") or config.get("build_input_shape")
             if shape is None:
                 raise RescueError("the model has never seen an input, so that its weights have no shapes")
-            inputs = [keras.Input(batch_shape=_shape(parts.plain(shape)))]
-        model = keras.Sequential(inputs, name=_name(config))
+            inputs = [keras.Input(batch_shape=calls.input_shape(parts.plain(shape)))]
+        layers, x = [], inputs[0] if inputs else None
         for spec in specs:
             layer = self.layer(spec)
             with blaming(f"layer {layer.name}"):
-                model.add(layer)
-        return model
+                # Called here, so that an error has the layer's name; the model calls them all once more.
+                x = layer.outputs[0] if x is None else self._call(layer, spec, x)
+            layers.append(layer)
+        return keras.Sequential([*inputs, *layers], name=calls.name_of(config))
+
+    def _call(self, layer: Any, spec: Any, given: Any, **keywords: Any) -> Any:
+        """Call a layer for the first time, on what the configuration says was its input then."""
+        config = spec["config"]
+        stated = [config.get("batch_input_shape")] if isinstance(config, dict) else []
+        stated += [build.get("input_shape") for build in [spec.get("build_config")] if isinstance(build, dict)]
+        for shape in map(parts.plain, stated):
+            if isinstance(shape, list) and not any(isinstance(n, list | dict) for n in shape):
+                calls.check_agreement(calls.input_shape(shape), given)
+        return layer(given, **keywords)
 
     def _functional(self, config: dict[str, Any]) -> Any:
         layers: dict[str, Any] = {}
         tensors: dict[str, dict[int, Any]] = {}
+        specs: dict[str, Any] = {}
         waiting: list[tuple[str, int, Any]] = []
         for spec in config["layers"]:
             old, own = old_class(spec)
             name = spec.get("name", own.get("name"))
             if not isinstance(name, str) or name in layers:
                 raise RescueError(f"a layer is called {str(name)[:80]!r}, which is no name or another's too")
-            layers[name] = self.layer(spec)
+            layers[name], specs[name] = self.layer(spec), spec
             tensors[name] = {0: layers[name]} if old == "InputLayer" else {}
             # A model's own nodes begin with the one that made it.
             start = int(old in MODELS)
             nodes = spec.get("inbound_nodes") or []
             waiting += [(name, start + i, node) for i, node in enumerate(nodes)] if old != "InputLayer" else []
         while waiting:
-            later = [node for node in waiting if not self._called(layers, tensors, *node)]
+            later = [node for node in waiting if not self._called(layers, specs, tensors, *node)]
             if len(later) == len(waiting):
                 raise RescueError(f"the calls of {later[0][0]} need tensors that no layer makes")
-            waiting = later
-        inputs, outputs = (_ends(config.get(key), tensors) for key in ("input_layers", "output_layers"))
+            # Backwards in turn, in which a list that begins with the last layer is quick.
+            waiting = later[::-1]
+        inputs, outputs = (calls.ends(config.get(key), tensors) for key in ("input_layers", "output_layers"))
         with blaming("the model's inputs and outputs"):
-            return keras.Model(inputs, outputs, name=_name(config))
+            return keras.Model(inputs, outputs, name=calls.name_of(config))
 
     def _called(
-        self, layers: dict[str, Any], tensors: dict[str, dict[int, Any]], name: str, at: int, node: Any
+        self,
+        layers: dict[str, Any],
+        specs: dict[str, Any],
+        tensors: dict[str, dict[int, Any]],
+        name: str,
+        at: int,
+        node: Any,
     ) -> bool:
         """Make a layer's call if its inputs are there and its earlier calls have been made."""
         with blaming(f"a call of {name[:80]}"):
             if not isinstance(node, list) or not node:
                 raise RescueError(f"it is written as {str(node)[:80]!r}")
-            given = [_tensor(one, tensors) for one in node]
-            keywords = _keywords(node[0][3] if len(node[0]) > 3 else {}, tensors)
+            given = [calls.tensor(one, tensors) for one in node]
+            keywords = calls.keywords(node[0][3] if len(node[0]) > 3 else {}, tensors)
             first = int(self.old.get(id(layers[name])) in MODELS)
             earlier = at == first or at - 1 in tensors[name]
             if not earlier or any(one is None for one in [*given, *keywords.values()]):
                 return False
-            keywords = {key: None if value is _NONE else value for key, value in keywords.items()}
+            keywords = {key: None if value is calls.NONE else value for key, value in keywords.items()}
             one = len(given) == 1 and not isinstance(layers[name], MERGING)
-            tensors[name][at] = layers[name](given[0] if one else given, **keywords)
+            if one and at == first:
+                tensors[name][at] = self._call(layers[name], specs[name], given[0], **keywords)
+            else:
+                tensors[name][at] = layers[name](given[0] if one else given, **keywords)
             return True
 
 
-_NONE = object()
 MERGING = tuple(
     getattr(keras.layers, name)
     for name in ("Add", "Average", "Concatenate", "Dot", "Maximum", "Minimum", "Multiply", "Subtract")
 )
-
-
-def _name(config: dict[str, Any]) -> str | None:
-    """A name without the slashes that Keras 3 does not allow in it; old models may have none at all."""
-    name = config.get("name")
-    if name is not None and not isinstance(name, str):
-        raise RescueError(f"a name is {str(name)[:80]!r}, which is no text")
-    return name and name.replace("/", "_")
-
-
-def _shape(shape: Any) -> tuple[int | None, ...]:
-    fits = isinstance(shape, list) and all(n is None or (type(n) is int and 0 < n < LARGEST_LENGTH) for n in shape)
-    if not fits:
-        raise RescueError(f"{str(shape)[:80]!r} is no shape of an input")
-    return tuple(shape)
-
-
-def _is_reference(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) in (3, 4)
-        and isinstance(value[0], str)
-        and all(type(n) is int for n in value[1:3])
-    )
-
-
-def _tensor(value: Any, tensors: dict[str, dict[int, Any]]) -> Any:
-    """The tensor that a reference means, or None if its layer has not been called yet."""
-    if not _is_reference(value) or value[0] not in tensors:
-        raise RescueError(f"{str(value)[:80]!r} refers to no layer")
-    made = tensors[value[0]].get(value[1])
-    if made is None:
-        return None
-    made = made if isinstance(made, list | tuple) else [made]
-    if not 0 <= value[2] < len(made):
-        raise RescueError(f"{value[0]} has no output number {value[2]}")
-    return made[value[2]]
-
-
-def _keywords(given: Any, tensors: dict[str, dict[int, Any]]) -> dict[str, Any]:
-    """The keyword arguments of a call: tensors, lists of them, and plain values."""
-    if not isinstance(given, dict):
-        raise RescueError(f"its arguments are {str(given)[:80]!r}")
-    keywords: dict[str, Any] = {}
-    for key, value in given.items():
-        if _is_reference(value):
-            keywords[key] = _tensor(value, tensors)
-        elif isinstance(value, list) and value and all(_is_reference(one) for one in value):
-            found = [_tensor(one, tensors) for one in value]
-            keywords[key] = None if any(one is None for one in found) else found
-        elif isinstance(value, dict | list):
-            raise RescueError(f"its argument {key[:80]} is {str(value)[:80]!r}, which is not known here")
-        else:
-            keywords[key] = _NONE if value is None else value
-    return keywords
-
-
-def _ends(value: Any, tensors: dict[str, dict[int, Any]]) -> Any:
-    """A model's inputs or outputs: one tensor, a list or a dictionary of them."""
-    if _is_reference(value):
-        value = [value]
-    if isinstance(value, dict):
-        return {key: _found(one, tensors) for key, one in value.items()}
-    if not isinstance(value, list) or not value:
-        raise RescueError(f"the model's inputs or outputs are {str(value)[:80]!r}")
-    found = [_found(one, tensors) for one in value]
-    return found[0] if len(found) == 1 else found
-
-
-def _found(value: Any, tensors: dict[str, dict[int, Any]]) -> Any:
-    tensor = _tensor(value, tensors)
-    if tensor is None:
-        raise RescueError(f"{value[0]} has no call number {value[1]}")
-    return tensor

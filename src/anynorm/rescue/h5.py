@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,11 @@ import numpy as np
 
 from .errors import RescueError, blaming
 
-# No compression that HDF5 knows by itself makes numbers smaller than this.
-MOST_COMPRESSED = 1100
+# Keras 2 does not compress, and weights hardly shrink; what claims to have shrunk more is there to fill the memory.
+MOST_COMPRESSED = 100
+# More of a model's structure than any has, and more groups and arrays.
+LARGEST_TEXT = 1 << 24
+MOST_OBJECTS = 50_000
 
 
 class Reader:
@@ -21,10 +25,12 @@ class Reader:
 
     Attributes:
         name: the file's, for messages.
+        seen: the paths of the arrays that have been read.
     """
 
     def __init__(self, file: Any, name: str) -> None:
         self.file, self.name = file, name
+        self.seen: set[str] = set()
 
     def _at(self, path: str) -> Any:
         import h5py
@@ -51,6 +57,10 @@ class Reader:
         """What a group has in it; nothing if there is no such group."""
         return list(self._at(path)) if self.is_group(path) else []
 
+    def names_but(self, left_out: str) -> list[str]:
+        """The groups at the top, without one."""
+        return [name for name in self.file if name != left_out and self.is_group(name)]
+
     def _dataset(self, path: str) -> Any:
         import h5py
 
@@ -68,22 +78,28 @@ class Reader:
 
     def array(self, path: str) -> np.ndarray:
         array: np.ndarray = self._dataset(path)[()]
+        self.seen.add(path)
         return np.asarray(array)
+
+    def arrays(self, inside: str = "") -> list[str]:
+        """The paths of all arrays in a group and the groups in it."""
+        found: list[str] = []
+        waiting = [inside]
+        visits = 0
+        while waiting:
+            path = waiting.pop()
+            for name in self._at(path) if path else self.file:
+                at = f"{path}/{name}" if path else name
+                (waiting if self.is_group(at) else found).append(at)
+                visits += 1
+            # Groups may contain themselves, once or several times.
+            if path.count("/") > 50 or visits > MOST_OBJECTS:
+                raise RescueError(f"{self.name} has more groups and arrays than any model; are they within each other?")
+        return found
 
     def count(self) -> int:
         """How many numbers the arrays of the file have together."""
-        total = 0
-        waiting = [""]
-        while waiting:
-            path = waiting.pop()
-            for name in self.file if not path else self._at(path):
-                if self.is_group(f"{path}/{name}"):
-                    waiting.append(f"{path}/{name}")
-                else:
-                    total += int(np.prod(self.shape(f"{path}/{name}"), dtype=object))
-            if path.count("/") > 50:
-                raise RescueError(f"{self.name} has groups within groups without end")
-        return total
+        return sum(math.prod(self.shape(path)) for path in self.arrays())
 
     def attribute(self, path: str, name: str) -> Any:
         """An attribute, with bytes as text."""
@@ -119,6 +135,8 @@ class Reader:
 
 def parsed(value: Any, what: str) -> Any:
     """JSON, or an error that says what is not."""
+    if isinstance(value, str | bytes) and len(value) > LARGEST_TEXT:
+        raise RescueError(f"{what} is {len(value):,} letters long, more than any model's structure")
     try:
         return json.loads(value)
     except (ValueError, TypeError, RecursionError) as error:

@@ -59,9 +59,7 @@ def load(
 def _build(source: Source, builder: Builder, progress: Progress | None) -> Any:
     model = builder.model(source.config)
     with blaming("weights", MemoryError):
-        filler = Filler(part_of(model, builder.old, builder.frozen), progress)
-        source.fill(filler)
-        filler.done()
+        source.fill(Filler(part_of(model, builder.old, builder.frozen), progress))
     for layer in builder.frozen:
         layer.trainable = False
     return model
@@ -83,9 +81,7 @@ def load_weights(model: Any, path: str | os.PathLike[str], *, progress: Progress
     anynorm.rescue.errors.RescueError: there is no missing.weights.h5
     """
     with opened(Path(path)) as source:
-        filler = Filler(part_of(model, {}, []), progress)
-        source.fill(filler)
-        filler.done()
+        source.fill(Filler(part_of(model, {}, []), progress))
 
 
 def convert(

@@ -21,7 +21,13 @@ KINDS = {
     "constraint": (keras.constraints, keras.constraints.Constraint),
 }
 TUPLES = ("__tuple__", "TensorShape")
-LARGEST_NUMBER = 2**53
+LARGEST_NUMBER = 2**31
+# What is counted in steps of a window or of an iteration, and more of them than any layer has.
+STEPS = frozenset((
+    "cropping", "dilation_rate", "kernel_size", "padding", "pool_size", "power_iterations", "size", "strides",
+))  # fmt: skip
+LARGEST_STEP = 2**19
+PART_KEYS = frozenset(("class_name", "config", "module", "registered_name", "shared_object_id"))
 
 
 @keras.saving.register_keras_serializable("anynorm")
@@ -46,7 +52,7 @@ class Guard(keras.initializers.Initializer):
         return {"allowed": self.allowed}
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, key: str = "") -> Any:
     """Configuration with tuples as lists and without the module that a class once came from.
 
     >>> plain({"class_name": "__tuple__", "items": [3, 3]})
@@ -54,14 +60,15 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, dict):
         if value.get("class_name") in TUPLES and isinstance(value.get("items"), list):
-            return [plain(item) for item in value["items"]]
-        return {key: plain(item) for key, item in value.items()}
+            return [plain(item, key) for item in value["items"]]
+        return {name: plain(item, name) for name, item in value.items()}
     if isinstance(value, list):
-        return [plain(item) for item in value]
+        return [plain(item, key) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise RescueError(f"a number in the configuration is {value}")
-    if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
-        raise RescueError(f"a number in the configuration is {value:.3g}, which no model needs; the file is damaged")
+    most = LARGEST_STEP if key in STEPS else 2**64 if key in ("seed", "shared_object_id") else LARGEST_NUMBER
+    if isinstance(value, int) and abs(value) > most:
+        raise RescueError(f"{key[:80]} is {value:.3g} in the configuration, which no model needs; the file is damaged")
     return value
 
 
@@ -77,7 +84,9 @@ def named(value: Any, kind: str, convert: Callable[[Any], Any] = lambda made: ma
     if made is None or not inspect.isclass(made) or not issubclass(made, base) or made is base:
         raise RescueError(f'the {kind} "{name}" is none of Keras\'s')
     known = inspect.signature(made.__init__).parameters
-    arguments = {key: item for key, item in config.items() if key in known and key not in ("dtype", "self")}
+    arguments = {key: item for key, item in config.items() if key not in ("dtype", "partition_info")}
+    if unknown := ", ".join(sorted(set(arguments) - set(known) | set(arguments) & {"self"})):
+        raise RescueError(f'the {kind} "{name}" has no argument {unknown[:80]}')
     if any(isinstance(item, dict) for item in arguments.values()):
         raise RescueError(f'the {kind} "{name}" has an argument that is no plain number')
     return convert(made(**arguments))
@@ -86,6 +95,8 @@ def named(value: Any, kind: str, convert: Callable[[Any], Any] = lambda made: ma
 def _class_and_config(value: Any, what: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(value, dict) or not isinstance(value.get("class_name"), str):
         raise RescueError(f"what should be a {what} is {str(value)[:80]!r}")
+    if unknown := ", ".join(sorted(set(value) - PART_KEYS)):
+        raise RescueError(f"the description of a {what} has {unknown[:80]}, which none has")
     config = value.get("config") or {}
     if not isinstance(config, dict):
         raise RescueError(f"the configuration of a {what} is {str(config)[:80]!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +16,8 @@ from . import fill
 from .bundle import Bundle
 from .errors import RescueError, blaming
 from .fill import Filler, Stored
-from .h5 import MOST_COMPRESSED, Reader, parsed, reading
+from .h5 import LARGEST_TEXT, MOST_COMPRESSED, Reader, parsed, reading
 from .protobuf import fields, message, text
-
-LARGEST_TEXT = 1 << 28
 
 
 @dataclass
@@ -31,6 +29,8 @@ class Source:
         config: the model's configuration; None in a file of weights alone.
         count: how many numbers its weights have.
         notes: what it has besides that is not taken over.
+        way, where: the function that puts its weights into a model, and what that needs.
+        unread: says which of its arrays no layer has asked for.
     """
 
     format: str
@@ -39,9 +39,13 @@ class Source:
     notes: list[str]
     way: Any
     where: tuple[Any, ...]
+    unread: Callable[[], list[str]]
 
     def fill(self, filler: Filler) -> None:
         self.way(filler, *self.where)
+        filler.done()
+        if left := self.unread():
+            raise RescueError(f"the file has numbers that no layer of the model takes: {', '.join(left)[:300]}")
 
 
 @contextmanager
@@ -69,7 +73,7 @@ def _hdf5(reader: Reader) -> Source:
     if reader.attribute("", "training_config") is not None or reader.is_group("optimizer_weights"):
         notes.append("how it was compiled, and the optimizer's state, are left out: compile it again")
     if any(reader.is_group(name) for name in fill.CONTAINERS) and config is None:
-        return Source("weights of Keras 2.12 or later", None, reader.count(), notes, fill.from_numbers, (reader,))
+        return _numbered("weights of Keras 2.12 or later", None, reader, notes)
     names = reader.attributes(group, "layer_names")
     if not names:
         raise RescueError("an HDF5 file, but not one that Keras wrote: it names no layers")
@@ -87,7 +91,17 @@ def _hdf5(reader: Reader) -> Source:
     if top:
         raise RescueError(f"the model has weights outside its layers, {', '.join(top)[:80]}, which is not supported")
     kind = "weights in HDF5" if config is None else "HDF5"
-    return Source(kind, config, reader.count(), notes, fill.from_lists, (lists,))
+    unread = partial(_unread, reader, [group] if group else reader.names_but("optimizer_weights"))
+    return Source(kind, config, reader.count(), notes, fill.from_lists, (lists,), unread)
+
+
+def _numbered(kind: str, config: Any, reader: Reader, notes: list[str]) -> Source:
+    unread = partial(_unread, reader, [name for name in fill.CONTAINERS if reader.is_group(name)])
+    return Source(kind, config, reader.count(), notes, fill.from_numbers, (reader,), unread)
+
+
+def _unread(reader: Reader, groups: list[str]) -> list[str]:
+    return [path for group in groups for path in reader.arrays(group) if path not in reader.seen]
 
 
 def _not_new(version: Any) -> None:
@@ -111,7 +125,7 @@ def _archive(path: Path) -> Iterator[Source]:
             notes = []
             if isinstance(config, dict) and config.pop("compile_config", None):
                 notes.append("how it was compiled, and the optimizer's state, are left out: compile it again")
-            yield Source(".keras of Keras 2", config, reader.count(), notes, fill.from_numbers, (reader,))
+            yield _numbered(".keras of Keras 2", config, reader, notes)
 
 
 def _member(archive: zipfile.ZipFile, name: str, most: int) -> Any:
@@ -131,9 +145,11 @@ def _saved_model(folder: Path) -> Source:
         raise RescueError(f"{path} is larger than any model's structure")
     nodes = {}
     for field, value in fields(path.read_bytes()):
-        if field == 1:
-            node = dict(fields(message(value)))
-            nodes[text(node.get(3, b""))] = text(node.get(5, b""))
+        node = dict(fields(message(value)))
+        place = text(node.get(3, b""))
+        if field != 1 or not place or place in nodes:
+            raise RescueError(f"{path} has something else among the descriptions of layers; it is damaged")
+        nodes[place] = text(node.get(5, b""))
     if "root" not in nodes:
         raise RescueError(f"{path} describes no model; it is cut off or damaged")
     found = {
@@ -148,4 +164,4 @@ def _saved_model(folder: Path) -> Source:
     count = sum(entry.size for entry in bundle.entries.values())
     config = {"class_name": found["root"].get("class_name"), "config": found["root"].get("config")}
     notes = ["signatures, functions and the optimizer's state are left out"]
-    return Source("SavedModel", config, count, notes, fill.from_names, (bundle, layers))
+    return Source("SavedModel", config, count, notes, fill.from_names, (bundle, layers), bundle.unread)

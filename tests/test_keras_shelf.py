@@ -18,6 +18,7 @@ import anynorm.keras as K  # noqa: E402, N812
 from anynorm.reference import Reference  # noqa: E402
 from anynorm.torch.filter_response import TLU, FilterResponseNorm  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 L = keras.layers
 AFFINE = {
     "beta_initializer": keras.initializers.RandomUniform(-1, 1, seed=1),

@@ -17,6 +17,7 @@ from test_keras_layers import assert_close, differentiate, normal, numpy  # noqa
 
 import anynorm.keras as K  # noqa: E402, N812
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 L = keras.layers
 # A Keras layer, torch's of the same arithmetic, an input, and the axes of torch's kernel as Keras orders them.
 LAYERS = {

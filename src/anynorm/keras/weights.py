@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -237,13 +238,11 @@ class SpectralNormalization(KernelWrapper):
         super().build(input_shape)
         self.vectors = []
         for kernel in kernels_of(self.layer):
-            shape = (1, int(kernel.matrix(kernel.value).shape[1]))
-            start = keras.initializers.RandomNormal(seed=keras.random.SeedGenerator(0))(shape)
             self.vectors.append(
                 self.add_weight(
                     name="vector_u",
-                    shape=shape,
-                    initializer=initial(lambda k=kernel, u=start: _iterated(k.matrix(k.value), u, FIRST_ITERATIONS)),
+                    shape=(1, math.prod(kernel.outputs)),
+                    initializer=initial(lambda kernel=kernel: _first(kernel)),
                     trainable=False,
                     dtype=kernel.variable.dtype,
                     autocast=False,
@@ -253,6 +252,11 @@ class SpectralNormalization(KernelWrapper):
             self.as_stored = self.add_weight(
                 name="converted", shape=(), initializer="ones", dtype="bool", trainable=False
             )
+
+    def restart(self) -> None:
+        """Find the vectors anew, after the kernels have become quite other ones."""
+        for kernel, vector in zip(kernels_of(self.layer), self.vectors, strict=True):
+            vector.assign(_first(kernel))
 
     def effective(self) -> list[tuple[Kernel, Tensor]]:
         pairs = []
@@ -282,6 +286,12 @@ def _unit(row: Tensor) -> Tensor:
     spec = batch(0, rank=2, remove=("scale",))
     scale = keras.ops.full((1,), int(row.shape[1]) ** -0.5, dtype=row.dtype)
     return ops.of(row).normalize(row, scale, None, None, spec, 0.0)[0]
+
+
+def _first(kernel: Kernel) -> Tensor:
+    matrix = kernel.matrix(kernel.value)
+    start = keras.initializers.RandomNormal(seed=keras.random.SeedGenerator(0))((1, int(matrix.shape[1])))
+    return _iterated(matrix, start, FIRST_ITERATIONS)
 
 
 def _iterated(matrix: Tensor, u: Tensor, steps: int) -> Tensor:

@@ -34,12 +34,13 @@ TYPES = {
     22: "<u4",
     23: "<u8",
 }
+STRING = 7
 LARGEST_INDEX = 1 << 23
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a variable's numbers are; the type is "" where it is none that a weight has."""
+    """Where a variable's numbers are; the type is "" where it is none that a weight has, as that of text is."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -47,6 +48,7 @@ class Entry:
     offset: int
     size: int
     checksum: int
+    is_text: bool
 
 
 class Bundle:
@@ -79,6 +81,9 @@ class Bundle:
         for path, end in ends.items():
             if not path.is_file() or end > path.stat().st_size:
                 raise RescueError(f"{path} is missing or cut off: it should reach to byte {end:,} at least")
+        for key, entry in read.items():
+            if entry.is_text:
+                self._data(entry, key)
         self.entries = {key: entry for key, entry in read.items() if entry.dtype}
         self.seen: set[str] = set()
 
@@ -88,13 +93,17 @@ class Bundle:
     def read(self, key: str) -> np.ndarray:
         entry = self.entries[key]
         self.seen.add(key)
+        return np.frombuffer(self._data(entry, key), entry.dtype).reshape(entry.shape)
+
+    def _data(self, entry: Entry, key: str) -> bytes:
         path = self._shard(entry)
         with path.open("rb") as file:
             file.seek(entry.offset)
             data = file.read(entry.size)
-        if _unmasked(entry.checksum) != crc32c(data):
+        covered = _with_lengths(data, math.prod(entry.shape)) if entry.is_text else data
+        if _unmasked(entry.checksum) != crc32c(covered):
             raise RescueError(f"{path}: the numbers of {key} have another checksum than when they were written")
-        return np.frombuffer(data, entry.dtype).reshape(entry.shape)
+        return data
 
     def unread(self) -> list[str]:
         """The variables of layers that have not been read."""
@@ -116,7 +125,16 @@ def _entry(value: bytes) -> Entry:
     dtype = TYPES.get(found[1], "")
     if dtype and math.prod(shape) * np.dtype(dtype).itemsize != found[5]:
         raise RescueError(f"the index gives a variable of shape {shape} {found[5]} bytes; the file is damaged")
-    return Entry(dtype, tuple(shape), found[3], found[4], found[5], found[6])
+    return Entry(dtype, tuple(shape), found[3], found[4], found[5], found[6], found[1] == STRING)
+
+
+def _with_lengths(data: bytes, count: int) -> bytes:
+    """What the checksum of texts covers: their lengths in four bytes each instead of as they are written."""
+    lengths, at = [], 0
+    for _ in range(min(count, len(data))):
+        length, at = varint(data, at)
+        lengths.append((length & 0xFFFFFFFF).to_bytes(4, "little"))
+    return b"".join([*lengths, data[at:]])
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -171,14 +171,21 @@ def _spectral(part: Part, layer: Any, old: dict[int, str], frozen: list[Any]) ->
         raise RescueError(f"{layer.name}'s kernel is divided already in old files: make it with converted=True")
     width = int(kernel.variable.shape[-1])
     vector = layer.vectors[0]
-    # Of another axis than the outputs', the vector is of no use; the layer's own start serves.
-    use = vector.assign if tuple(vector.shape) == (1, width) else lambda array: None
+    # Of another axis than the outputs', the vector is of no use.
+    serves = tuple(vector.shape) == (1, width) and kernel.axes == (len(kernel.variable.shape) - 1,)
+    use = vector.assign if serves else lambda array: None
     part.own = [
         Slot((kernel.variable.name, "w"), tuple(int(n) for n in kernel.variable.shape), kernel.variable.assign, True,
              id(kernel.variable)),
         Slot(("sn_u", "vector_u", "u"), (1, width), use, False, id(vector)),
     ]  # fmt: skip
-    part.finish = lambda: layer.as_stored.assign(True)
+
+    def finish() -> None:
+        if not serves:
+            layer.restart()
+        layer.as_stored.assign(True)
+
+    part.finish = finish
     return part
 
 

@@ -231,18 +231,19 @@ def test_data_set_the_outputs_to_mean_0_and_variance_1(name: str) -> None:
 
 
 def test_the_first_batch_of_fit_initializes_too() -> None:
-    x, wanted = 3 * normal((8, 5)) + 1, K.WeightNormalization(L.Dense(4, bias_initializer="ones"))
-    wanted.build(x.shape)
-    model = keras.Sequential([keras.Input((5,)), K.WeightNormalization(L.Dense(4, bias_initializer="ones"))])
+    def make() -> Any:
+        model = keras.Sequential([keras.Input((5,)), K.WeightNormalization(L.Dense(4, bias_initializer="ones"))])
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+        return model
+
+    x, wanted, model = 3 * normal((8, 5)) + 1, make().layers[0], make()
     model.layers[0].layer.kernel.assign(wanted.layer.kernel)
     wanted(x)
-    model.compile(keras.optimizers.SGD(0.0), "mse")
     if keras.backend.backend() == "jax":
-        with pytest.raises(ValueError, match="call the model once on a batch before fit"):
+        with pytest.raises(ValueError, match="call it once on a batch before fit"):
             model.fit(x, normal((8, 4)), verbose=0)
-        model = keras.models.clone_model(model)
+        model = make()
         model.set_weights(wanted.get_weights())
-        model.compile(keras.optimizers.SGD(0.0), "mse")
     for _ in range(2):
         model.fit(x, normal((8, 4)), verbose=0)
         for w, expected in zip(model.weights, wanted.weights, strict=True):

@@ -114,6 +114,13 @@ def test_keras_itself_understands_the_names_in_hdf5(name: str) -> None:
     assert any(type(layer).__module__.startswith("anynorm") for layer in model.layers)
 
 
+@pytest.mark.parametrize("name", ["weight", "weight_data", "spectral"])
+def test_keras_itself_does_not_fill_wrappers_with_other_weights(name: str) -> None:
+    """Addons stored flags and copies that the new layers do without: Keras says so, and rescue knows them."""
+    with pytest.raises(ValueError, match="Weight count mismatch for layer"):
+        keras.saving.load_model(FOLDER / name / "model.h5", compile=False)
+
+
 def test_keras_saves_the_layers_under_their_own_names() -> None:
     for layer in (K.TLU(), K.InstanceNormalization(), K.SpectralNormalization(keras.layers.Dense(2))):
         assert keras.saving.get_registered_name(type(layer)).startswith("anynorm>")

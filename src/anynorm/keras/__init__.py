@@ -3,7 +3,7 @@
 The classes take every argument that `keras.layers` and TensorFlow Addons give the class of that name, with the same
 meaning, order and default; weights have the same names and order. Importing this module imports Keras and its backend,
 and lets `keras.saving.load_model` understand the names `Addons>...` in old models; `anynorm.rescue` reads those models
-whose files Keras does not.
+whose files Keras does not, among them all with weight or spectral normalization, whose weights lie otherwise.
 """
 
 from .addons import register

@@ -145,7 +145,8 @@ class WeightNormalization(KernelWrapper):
         elif not self._seen:
             raise ValueError(
                 f"{self.name} is initialized by its first batch, and what this compiled training assigns to g and bias "
-                "would be lost: call the model once on a batch before fit, or make the layer with data_init=False"
+                "would be lost: make the model anew, for fit has let go of its weights, and call it once on a batch "
+                "before fit; or make the layer with data_init=False"
             )
 
     def _set_by_data(self) -> list[Any]:

@@ -17,7 +17,8 @@ from .errors import RescueError, blaming
 MOST_COMPRESSED = 100
 # More of a model's structure than any has, and more groups and arrays.
 LARGEST_TEXT = 1 << 24
-MOST_OBJECTS = 50_000
+MOST_OBJECTS = 12_000
+OPTIMIZER = ("optimizer", "optimizer_weights")
 
 
 class Reader:
@@ -57,14 +58,13 @@ class Reader:
         """What a group has in it; nothing if there is no such group."""
         return list(self._at(path)) if self.is_group(path) else []
 
-    def names_but(self, left_out: str) -> list[str]:
-        """The groups at the top, without one."""
-        return [name for name in self.file if name != left_out and self.is_group(name)]
-
     def _dataset(self, path: str) -> Any:
+        return self._numbers(self._at(path), path)
+
+    def _numbers(self, found: Any, path: str) -> Any:
+        """An array of which the file holds as much as it claims."""
         import h5py
 
-        found = self._at(path)
         if not isinstance(found, h5py.Dataset) or found.shape is None or found.dtype.kind not in "fiub":
             raise RescueError(f"{path[:80]} in {self.name} is no array of numbers")
         if found.is_virtual or found.external:
@@ -81,25 +81,35 @@ class Reader:
         self.seen.add(path)
         return np.asarray(array)
 
-    def arrays(self, inside: str = "") -> list[str]:
-        """The paths of all arrays in a group and the groups in it."""
-        found: list[str] = []
-        waiting = [inside]
+    def arrays(self, inside: str = "") -> Iterator[tuple[str, Any]]:
+        """All arrays in a group and the groups in it, and their paths, but for the optimizer's."""
+        import h5py
+
+        waiting = [(f"{inside}/" if inside else "", self._at(inside) if inside else self.file)]
         visits = 0
         while waiting:
-            path = waiting.pop()
-            for name in self._at(path) if path else self.file:
-                at = f"{path}/{name}" if path else name
-                (waiting if self.is_group(at) else found).append(at)
+            path, group = waiting.pop()
+            for name in group:
+                if not path and name in OPTIMIZER:
+                    continue
+                at = f"{path}{name}"
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise RescueError(f"{at[:80]} in {self.name} is only a link to somewhere else")
+                found = group[name]
+                if isinstance(found, h5py.Group):
+                    waiting.append((f"{at}/", found))
+                else:
+                    yield at, found
+                # Groups may contain themselves, once or several times.
                 visits += 1
-            # Groups may contain themselves, once or several times.
-            if path.count("/") > 50 or visits > MOST_OBJECTS:
-                raise RescueError(f"{self.name} has more groups and arrays than any model; are they within each other?")
-        return found
+                if visits > MOST_OBJECTS or at.count("/") > 50:
+                    raise RescueError(
+                        f"{self.name} has more groups and arrays than any model; are they within each other?"
+                    )
 
     def count(self) -> int:
         """How many numbers the arrays of the file have together."""
-        return sum(math.prod(self.shape(path)) for path in self.arrays())
+        return sum(math.prod(self._numbers(found, path).shape) for path, found in self.arrays())
 
     def attribute(self, path: str, name: str) -> Any:
         """An attribute, with bytes as text."""

@@ -53,6 +53,8 @@ def opened(path: Path) -> Iterator[Source]:
     """The file or folder at `path`, of whichever format."""
     if not path.exists():
         raise RescueError(f"there is no {path}")
+    if not path.is_file() and not path.is_dir():
+        raise RescueError(f"{path} is neither a file nor a folder")
     with blaming(str(path), MemoryError, zipfile.BadZipFile):
         if path.is_dir():
             yield _saved_model(path)
@@ -91,7 +93,7 @@ def _hdf5(reader: Reader) -> Source:
     if top:
         raise RescueError(f"the model has weights outside its layers, {', '.join(top)[:80]}, which is not supported")
     kind = "weights in HDF5" if config is None else "HDF5"
-    unread = partial(_unread, reader, [group] if group else reader.names_but("optimizer_weights"))
+    unread = partial(_unread, reader, [group])
     return Source(kind, config, reader.count(), notes, fill.from_lists, (lists,), unread)
 
 
@@ -101,7 +103,7 @@ def _numbered(kind: str, config: Any, reader: Reader, notes: list[str]) -> Sourc
 
 
 def _unread(reader: Reader, groups: list[str]) -> list[str]:
-    return [path for group in groups for path in reader.arrays(group) if path not in reader.seen]
+    return [path for group in groups for path, _ in reader.arrays(group) if path not in reader.seen]
 
 
 def _not_new(version: Any) -> None:

@@ -175,8 +175,7 @@ def test_an_archive_of_zeros_is_no_model(tmp_path: Path) -> None:
     assert "larger than it can be" in outcome(path, tmp_path / "new" / "new.keras")
 
 
-def test_a_folder_that_is_a_link_in_disguise(tmp_path: Path) -> None:
-    """The index of variables says how many shards there are; no other name is opened."""
+def test_a_pipe_in_a_folder_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     shutil.copytree(FOLDER / "group" / "saved", tmp_path / "saved")
     (tmp_path / "saved" / "variables" / "variables.data-00000-of-00001").unlink()

@@ -1,7 +1,26 @@
 """Settings that must stand before any framework is imported."""
 
 import os
+from collections.abc import Iterator
+
+import pytest
+
+# Needs the old libraries.
+collect_ignore = ["old_files"]
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """Models of a few thousand numbers, each run once, take longer to compile than to run."""
+    if os.environ["KERAS_BACKEND"] != "jax":
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

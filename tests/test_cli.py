@@ -44,7 +44,7 @@ def test_help_teaches():
     assert result.exit_code == 0
     for word in ("figure", "inspect", "doctor", "demo", "n [...] (g [c])"):
         assert word in result.output
-    for command in ("figure", "inspect", "doctor", "demo"):
+    for command in ("figure", "inspect", "doctor", "demo", "rescue"):
         assert f"anynorm {command}" in run(command, "--help").output
 
 

@@ -79,6 +79,13 @@ CATALOGUE: dict[str, Entry] = {
         "[n] c [...]",
         remove=("mean",),
     ),
+    "weight": Entry(
+        "[h w i] o",
+        "weight normalization of a kernel",
+        "Salimans, Kingma 2016, arXiv:1602.07868",
+        affine="o",
+        remove=("scale",),
+    ),
     "weight_standardization": Entry(
         "[h w i] o", "weight standardization of a kernel", "Qiao et al. 2019, arXiv:1903.10520", affine=""
     ),
@@ -142,19 +149,38 @@ def last(lengths: Iterable[int], remove: Iterable[str] = MOMENTS) -> NormSpec:
     return NormSpec.of(f"... [{names}]", affine=names, remove=remove, **sizes)
 
 
-def batch(axis: int | Iterable[int], rank: int) -> NormSpec:
+def batch(axis: int | Iterable[int], rank: int, remove: Iterable[str] = MOMENTS) -> NormSpec:
     """Normalize over all axes but the given ones, which carry scale and offset.
 
     >>> batch(-1, rank=3)
     NormSpec.of('[a0 a1] a2', affine='a2')
     """
     axes = normalized_axes(axis, rank)
-    return _over(tuple(i for i in range(rank) if i not in axes), axes, rank)
+    return _over(tuple(i for i in range(rank) if i not in axes), axes, rank, remove)
 
 
 def _over(reduced: tuple[int, ...], carriers: tuple[int, ...], rank: int, remove: Iterable[str] = MOMENTS) -> NormSpec:
     pattern = " ".join(f"[a{i}]" if i in reduced else f"a{i}" for i in range(rank))
     return NormSpec.of(pattern, affine=" ".join(f"a{i}" for i in carriers), remove=remove)
+
+
+def filter_response(axis: Iterable[int] | None, rank: int) -> NormSpec:
+    """Divide by the root mean square over the given spatial axes of each sample; None means all between first and last.
+
+    The last axis that is not given carries scale and offset.
+
+    >>> filter_response([2, 3], rank=4)
+    NormSpec.of('a0 a1 [a2 a3]', affine='a1', remove=('scale',))
+    """
+    if axis is None and rank < 3:
+        raise ValueError(f"an input of {rank} dimensions has no spatial axes between the batch and the channels")
+    axes = normalized_axes(range(1, rank - 1) if axis is None else axis, rank)
+    if axes[0] == 0:
+        raise ValueError("axis 0 is the batch, and the filter response is one of a sample; name spatial axes")
+    kept = [i for i in range(1, rank) if i not in axes]
+    if not kept:
+        raise ValueError(f"axis {list(axes)} leaves no channels in an input of {rank} dimensions; name spatial axes")
+    return _over(axes, (kept[-1],), rank, remove=("scale",))
 
 
 def group(axis: int | Iterable[int], rank: int, groups: int | None, kept: tuple[int, ...] = (0,)) -> NormSpec:

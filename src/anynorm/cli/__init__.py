@@ -1,4 +1,4 @@
-"""The command line: `anynorm figure | inspect | doctor | demo`."""
+"""The command line: `anynorm figure | inspect | rescue | doctor | demo`."""
 
 from __future__ import annotations
 

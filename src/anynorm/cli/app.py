@@ -9,6 +9,7 @@ from .demo import demo
 from .doctor import doctor
 from .figure import figure
 from .inspect import inspect
+from .rescue import rescue
 
 
 @click.group(
@@ -34,6 +35,7 @@ def app() -> None:
       anynorm figure "n [h] w c"            see what any sentence means
       anynorm demo                          train a small network with each norm
       anynorm inspect model.keras           the norms of a saved model, and doubts about them
+      anynorm rescue OLD.h5 -o NEW.keras    take an old model with TensorFlow Addons layers to Keras 3
       anynorm doctor                        what is installed, and which kernel would run
     """
 
@@ -42,3 +44,4 @@ app.add_command(demo)
 app.add_command(doctor)
 app.add_command(figure)
 app.add_command(inspect)
+app.add_command(rescue)

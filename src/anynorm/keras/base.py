@@ -156,12 +156,16 @@ class AffineLayer(SentenceLayer):
     def has_beta(self) -> bool:
         return self.center
 
+    def parameter_shape(self, input_shape: Shape) -> Shape:
+        """The shape of gamma and beta as they are stored."""
+        return self.fix_parameter_shape(input_shape)
+
     def build(self, input_shape: Shape) -> None:
         self.compute_output_shape(input_shape)
         if self.has_gamma:
             self.gamma = self.add_weight(
                 name="gamma",
-                shape=self.fix_parameter_shape(input_shape),
+                shape=self.parameter_shape(input_shape),
                 initializer=self.gamma_initializer,
                 regularizer=self.gamma_regularizer,
                 constraint=self.gamma_constraint,
@@ -170,7 +174,7 @@ class AffineLayer(SentenceLayer):
         if self.has_beta:
             self.beta = self.add_weight(
                 name="beta",
-                shape=self.fix_parameter_shape(input_shape),
+                shape=self.parameter_shape(input_shape),
                 initializer=self.beta_initializer,
                 regularizer=self.beta_regularizer,
                 constraint=self.beta_constraint,

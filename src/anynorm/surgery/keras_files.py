@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from .. import keras as anynorm_layers
-from .receipt import first_line
+from .. import rescue
 
 __all__ = ["anynorm_layers", "load"]
 
@@ -18,14 +16,12 @@ __all__ = ["anynorm_layers", "load"]
 def load(path: Path) -> Any:
     """A model, not compiled. Code in the file, such as Lambda layers, is not run.
 
-    What Keras 3 cannot read is left to `anynorm.rescue`, where it is there: it knows older files.
+    What Keras 3 cannot read is left to `anynorm.rescue`, which knows older files.
 
     Raises:
         ValueError: the file is no model that can be read.
     """
     try:
         return keras.saving.load_model(path, compile=False)
-    except Exception as failed:  # whatever Keras raises of a file that it does not understand
-        if find_spec("anynorm.rescue") is not None:
-            return import_module("anynorm.rescue").load(path)
-        raise ValueError(f"{path} cannot be read: {first_line(failed)}") from failed
+    except Exception:  # whatever Keras raises of a file that it does not understand
+        return rescue.load(path)

@@ -8,6 +8,7 @@ one element. Importing this module imports torch and no other framework.
 
 from . import functional
 from .batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .filter_response import TLU, FilterResponseNorm
 from .group import GroupNorm
 from .instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .layer import LayerNorm, LayerNorm2d, RMSNorm, RMSNorm2d
@@ -15,10 +16,11 @@ from .replace import replace_norms
 from .sentence import Norm
 from .sync import SyncBatchNorm
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - in the alphabet's order, TLU too, which is no constant
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "FilterResponseNorm",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -29,6 +31,7 @@ __all__ = [
     "RMSNorm",
     "RMSNorm2d",
     "SyncBatchNorm",
+    "TLU",
     "functional",
     "replace_norms",
 ]

@@ -144,7 +144,9 @@ def sigma(kernel: np.ndarray, axis: int) -> float:
 @pytest.mark.parametrize(("name", "axis"), [("dense", -1), ("convolution", -1), ("transposed", -2), ("embedding", -1)])
 def test_the_largest_singular_value_becomes_one(name: str, axis: int) -> None:
     make, _, shape, _ = LAYERS[name]
-    layer = K.SpectralNormalization(make(), power_iterations=50)
+    # How fast the iterations converge is a matter of the kernel.
+    keras.utils.set_random_seed(0)
+    layer = K.SpectralNormalization(make(), power_iterations=200)
     x = np.random.default_rng(0).integers(0, 7, shape) if name == "embedding" else normal(shape)
     layer(x, training=True)
     inner = layer.remove()

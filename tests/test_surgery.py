@@ -182,7 +182,7 @@ def test_inspect_says_what_it_cannot_read(tmp_path):
         "cut.pt": (2, "cut.pt"),
         "text.pt": (2, "text.pt"),
         "empty.pt": (2, "empty.pt"),
-        "bad.keras": (2, "cannot be read"),
+        "bad.keras": (2, "neither an HDF5 file nor a zip archive"),
         "bad.safetensors": (2, "safetensors"),
         "none.pt": (1, "no such file"),
         "linear.pt": (0, "no norms"),

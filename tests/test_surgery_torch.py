@@ -507,3 +507,64 @@ def test_inspect_and_its_doubts():
         "running_mean and running_var were never updated: zeros and ones",
     )
     assert not any("batch of" in doubt for facts in S.inspect(S.freeze(model)[0], batch=4) for doubt in facts.doubts)
+
+
+def test_fold_goes_by_what_the_model_does_outside_training():
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.n = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.c(x)
+            return self.n(y) if self.training else self.n(y) + y
+
+    _, receipt = S.fold(Branch().train())
+    assert not receipt.rows and "used 2 times" in receipt.refused[0].reason
+
+    class Noise(Branch):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.c(x)
+            return self.n(y * torch.rand(1) if self.training else y)
+
+    assert len(S.fold(Noise().train())[1].rows) == 1
+
+
+def test_fold_refuses_where_statistics_are_read_elsewhere():
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.n = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.n(self.c(x)) + self.n.running_mean.sum()
+
+    model = Reader()
+    _, receipt = S.fold(model, inplace=True)
+    assert not receipt.rows and "used elsewhere" in receipt.refused[0].reason
+    assert isinstance(model.n, nn.BatchNorm2d)
+
+
+def test_fold_leaves_nothing_of_its_look_at_the_model_behind():
+    class Keeper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.n = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.last = y = self.c(x)
+            return self.n(y) * torch.tensor(2.0)
+
+    model = Keeper()
+    S.fold(model, inplace=True, probe=False)
+    assert not {"last", "_tensor_constant0"} & vars(model).keys()
+
+
+def test_a_norm_learns_again_behind_unfreeze_and_revert():
+    for back in (lambda m, r: S.unfreeze(m, inplace=True), lambda m, r: S.revert(m, r, inplace=True)):
+        model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6)).train()
+        _, receipt = S.freeze(model, inplace=True)
+        model(torch.randn(5, 3))
+        back(model, receipt)
+        model(torch.randn(5, 3))
+        assert int(model[1].num_batches_tracked) == 1

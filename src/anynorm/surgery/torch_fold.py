@@ -24,7 +24,9 @@ _FOLDABLE = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)
 
 
 class _Tracer(fx.Tracer):
-    """A norm is one step, whoever made it."""
+    """A norm is one step, whoever made it, and who reads its statistics is seen."""
+
+    proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return kind_of(m) is not None or super().is_leaf_module(m, module_qualified_name)
@@ -74,7 +76,9 @@ class _Graph:
         if kind_of(part) is not None or id(part) in self.part_of:
             return
         try:
-            graph = _Tracer().trace(part)
+            # A copy, since what a forward stores in itself is now one of fx's stand-ins; and outside training, for which
+            # folding is.
+            graph = _Tracer().trace(copy.deepcopy(part).eval())
         except Exception as failed:  # whatever a model raises when it is run on fx's stand-ins
             self.why = self.why or first_line(failed)
             for child in part.children():

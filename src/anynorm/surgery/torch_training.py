@@ -27,7 +27,7 @@ def freeze(model: nn.Module, kind: str, frozen: bool, receipt: Receipt) -> None:
     kept = {}
     for name, module, _ in norms(model, kind):
         state = _state(module)
-        _freeze(module, [frozen] * len(state[1]), frozen)
+        _freeze(module, [frozen] * len(state[1]), frozen, model.training)
         if _state(module) == state:
             receipt.refuse(name, module, "it is so already")
             continue
@@ -41,7 +41,7 @@ def _state(module: nn.Module) -> tuple[bool, list[bool]]:
     return is_frozen(module), [not p.requires_grad for p in module.parameters()]
 
 
-def _freeze(module: Any, parameters: list[bool], statistics: bool) -> None:
+def _freeze(module: Any, parameters: list[bool], statistics: bool, training: bool) -> None:
     for parameter, frozen in zip(module.parameters(), parameters, strict=True):
         parameter.requires_grad_(not frozen)
     if statistics == is_frozen(module) or getattr(module, "running_mean", None) is None:
@@ -52,6 +52,8 @@ def _freeze(module: Any, parameters: list[bool], statistics: bool) -> None:
     for key, hook in list(module._forward_pre_hooks.items()):
         if hook is stay:
             del module._forward_pre_hooks[key]
+    # The hook left it outside training.
+    module.training = training
 
 
 def _undo_freeze(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple[nn.Module, Receipt]:
@@ -59,7 +61,7 @@ def _undo_freeze(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple
     found = dict(model.named_modules())
     for name, (statistics, parameters) in kept.items():
         module = found[name]
-        _freeze(module, parameters, statistics)
+        _freeze(module, parameters, statistics, model.training)
         words = "frozen" if statistics or any(parameters) else "learning"
         receipt.rows.append(Row(name, describe(module), words, numbers(module), numbers(module)))
     return model, receipt

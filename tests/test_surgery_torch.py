@@ -520,7 +520,8 @@ def test_fold_goes_by_what_the_model_does_outside_training():
             return self.n(y) if self.training else self.n(y) + y
 
     _, receipt = S.fold(Branch().train())
-    assert not receipt.rows and "used 2 times" in receipt.refused[0].reason
+    assert not receipt.rows
+    assert "used 2 times" in receipt.refused[0].reason
 
     class Noise(Branch):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -541,7 +542,8 @@ def test_fold_refuses_where_statistics_are_read_elsewhere():
 
     model = Reader()
     _, receipt = S.fold(model, inplace=True)
-    assert not receipt.rows and "used elsewhere" in receipt.refused[0].reason
+    assert not receipt.rows
+    assert "used elsewhere" in receipt.refused[0].reason
     assert isinstance(model.n, nn.BatchNorm2d)
 
 
@@ -568,3 +570,39 @@ def test_a_norm_learns_again_behind_unfreeze_and_revert():
         back(model, receipt)
         model(torch.randn(5, 3))
         assert int(model[1].num_batches_tracked) == 1
+
+
+def test_reestimate_counts_what_the_mask_counts():
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.n = A.BatchNorm1d(3, correction=0)
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.n(input=x, mask=mask)
+
+    x = torch.randn(10, 3)
+    far = torch.where(torch.arange(10)[:, None] < 4, x, 1000.0)
+    batches = [{"x": part, "mask": (part != 1000).all(1, keepdim=True)} for part in (far[:3], far[3:5], far[5:])]
+    model, receipt = S.reestimate(Masked(), batches, progress=False)
+    torch.testing.assert_close(model.n.running_mean, x[:4].mean(0))
+    torch.testing.assert_close(model.n.running_var, x[:4].var(0, correction=0))
+    assert "over 4 elements" in receipt.rows[0].note
+
+
+def test_reestimate_takes_a_batch_of_one_sample_and_no_count_of_batches():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4), nn.BatchNorm1d(4))
+    model[0].num_batches_tracked = None
+    x = torch.randn(9, 3)
+    model, receipt = S.reestimate(model, [x[:8], x[8:]], progress=False)
+    torch.testing.assert_close(model[0].running_mean, x.mean(0))
+    torch.testing.assert_close(model[0].running_var, x.var(0))
+    assert len(receipt.rows) == 2
+    assert int(model[2].num_batches_tracked) == 2
+
+
+def test_reestimate_refuses_statistics_that_half_precision_does_not_hold():
+    model = nn.BatchNorm1d(3).half()
+    with pytest.raises(ValueError, match=r"beyond 6\.55e"):
+        S.reestimate(model, [(torch.randn(100, 3) * 1000).half()], inplace=True, progress=False)
+    assert torch.equal(model.running_var, torch.ones(3).half())

@@ -76,7 +76,7 @@ class _Graph:
         if kind_of(part) is not None or id(part) in self.part_of:
             return
         try:
-            # A copy, since what a forward stores in itself is now one of fx's stand-ins; and outside training, for which
+            # A copy, since what a forward stores in itself is now one of fx's stand-ins; outside training, for which
             # folding is.
             graph = _Tracer().trace(copy.deepcopy(part).eval())
         except Exception as failed:  # whatever a model raises when it is run on fx's stand-ins

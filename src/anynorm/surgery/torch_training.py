@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
@@ -83,7 +82,10 @@ def reestimate(model: nn.Module, batches: Any, advance: Advance, receipt: Receip
             found[name] = module
     if not found:
         return None
-    kept = {name: {key: getattr(module, key).clone() for key in _STATISTICS} for name, module in found.items()}
+    kept = {
+        name: {key: value.clone() for key in _STATISTICS if (value := getattr(module, key)) is not None}
+        for name, module in found.items()
+    }
     seen = {name: Moments() for name in found}
     with evaluating(model):
         handles = [_watch(module, name, seen[name]) for name, module in found.items()]
@@ -98,7 +100,7 @@ def reestimate(model: nn.Module, batches: Any, advance: Advance, receipt: Receip
         finally:
             for handle in handles:
                 handle.remove()
-            # Each batch moved them.
+            # Each batch put its own there.
             for name, module in found.items():
                 restored(module, kept[name])
     if done:
@@ -108,30 +110,45 @@ def reestimate(model: nn.Module, batches: Any, advance: Advance, receipt: Receip
 
 
 def _watch(module: Any, name: str, seen: Moments) -> Any:
-    """Normalize by the batch's own statistics, as in training, and add the moments of its input up."""
+    """Normalize by the batch's own statistics, as in training, and add the moments of its input up.
 
-    def look(module: Any, inputs: Any) -> None:
-        x = inputs[0]
-        if not torch.isfinite(x).all():
+    The norm stays outside training and finds the batch's statistics for running ones: so a batch of one sample is one,
+    which torch's own layers refuse in training.
+    """
+
+    def look(module: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x, mask = (*positional, *[named.get(word) for word in ("input", "mask")[len(positional) :]])[:2]
+        if not torch.isfinite(x if mask is None else torch.where(mask, x, 0)).all():
             raise ValueError(f"the input of {name} is not finite; the statistics stay as they were")
-        mean, variance = (part.double().cpu().numpy() for part in moments(x, _BATCH))
-        seen.add(math.prod(x.shape) / max(x.shape[1], 1), mean, variance)
+        mean, variance = moments(x, _BATCH, mask=mask)
+        others = [d for d in range(x.ndim) if d != 1]
+        number = torch.tensor(x.numel() / max(x.shape[1], 1)) if mask is None else mask.expand(x.shape).sum(others)
+        seen.add(*(part.double().cpu().numpy() for part in (number, mean, variance)))
+        restored(module, {"running_mean": mean, "running_var": variance})
 
-    module.training = True
-    return module.register_forward_pre_hook(look)
+    return module.register_forward_pre_hook(look, with_kwargs=True)
 
 
 def _settle(found: dict[str, Any], seen: dict[str, Moments], done: int, receipt: Receipt) -> None:
+    made = {name: one.variance(getattr(found[name], "correction", 1)) for name, one in seen.items() if one.count.any()}
+    for name, variance in made.items():
+        largest = torch.finfo(found[name].running_var.dtype).max
+        if max(abs(seen[name].mean).max(initial=0), variance.max(initial=0)) > largest:
+            raise ValueError(
+                f"the statistics of {name} are beyond {largest:.3g}, the most that its {found[name].running_var.dtype} "
+                "holds; they stay as they were. Make its buffers float32"
+            )
     for name, module in found.items():
         one = seen[name]
-        if not one.count:
+        if name not in made:
             receipt.refuse(name, module, "no batch reached it")
             continue
-        variance = one.variance(getattr(module, "correction", 1))
+        variance = made[name]
         moved = max(float(abs(module.running_mean.double().cpu().numpy() - one.mean).max(initial=0)), 0.0)
         restored(module, {"running_mean": torch.tensor(one.mean), "running_var": torch.tensor(variance)})
-        module.num_batches_tracked.fill_(done)
-        note = f"over {int(one.count):,} elements a channel; the mean moved by up to {moved:.2g}"
+        if module.num_batches_tracked is not None:
+            module.num_batches_tracked.fill_(done)
+        note = f"over {int(one.count.max()):,} elements a channel; the mean moved by up to {moved:.2g}"
         receipt.rows.append(Row(name, describe(module), describe(module), numbers(module), numbers(module), note))
 
 

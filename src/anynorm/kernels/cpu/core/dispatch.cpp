@@ -1,6 +1,5 @@
 // The C interface: checks, conversions of the small arrays, and the choice of the instruction set.
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,14 +7,12 @@
 #include <memory>
 #include <new>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 #if defined(__SSE2__)
 #include <xmmintrin.h>
 #endif
 
 #include "loops.h"
+#include "memory.h"
 #include "threads.h"
 
 namespace anynorm {
@@ -96,47 +93,6 @@ int64_t bytes_of(const anynorm_problem& p) {
     bytes *= p.extents[i];
   }
   return bytes;
-}
-
-// Bytes of the last cache; 0 where nobody tells. The tests set them.
-std::atomic<int64_t> last_cache{-1};
-
-int64_t last_cache_bytes() {
-  int64_t bytes = last_cache.load(std::memory_order_relaxed);
-  if (bytes >= 0) return bytes;
-#if defined(__linux__)
-  // Not sysconf, which adds up the caches of all of a server's processors.
-  long kib = 0;
-  if (FILE* file = fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
-    if (fscanf(file, "%ldK", &kib) != 1) kib = 0;
-    fclose(file);
-  }
-  bytes = int64_t(kib) * 1024;
-#else
-  bytes = 0;
-#endif
-  last_cache.store(bytes, std::memory_order_relaxed);
-  return bytes;
-}
-
-// Whether a result of this size goes past the caches: with what it is made of, and what will be made of it, it would not
-// stay there. Written in place it is there already.
-bool goes_past(const void* from, const void* to, int64_t bytes) {
-  const int64_t cache = last_cache_bytes();
-  return from != to && cache > 0 && bytes > cache / 3;
-}
-
-// Fresh memory of this size is all page faults; in pages of 2 MiB there are 500 times fewer.
-void use_large_pages(void* fresh, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = uintptr_t(2) << 20;
-  if (fresh == nullptr || bytes < int64_t(16 * kPage)) return;
-  const uintptr_t from = (uintptr_t(fresh) + kPage - 1) / kPage * kPage;
-  const uintptr_t to = (uintptr_t(fresh) + uintptr_t(bytes)) / kPage * kPage;
-  if (to > from) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
-#else
-  (void)fresh, (void)bytes;
-#endif
 }
 
 // The one NaN for all of them: where it is rounded to bfloat16, a full lower half would carry into the exponent.
@@ -386,6 +342,6 @@ int anynorm_use_isa(const char* name) {
   return ANYNORM_UNSUPPORTED;
 }
 
-void anynorm_use_cache(int64_t bytes) { last_cache.store(bytes, std::memory_order_relaxed); }
+void anynorm_use_cache(int64_t bytes) { use_cache(bytes); }
 
 int anynorm_abi(void) { return 1; }

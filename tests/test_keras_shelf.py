@@ -275,3 +275,10 @@ def test_torch_s_tlu() -> None:
     assert torch.equal(layer(x), x.clamp_min(-0.5))
     layer(x).sum().backward()
     assert torch.equal(layer.tau.grad, (x < -0.5).sum((0, 2)).float())
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has float64 only where it is told so at the start")
+def test_tlu_keeps_float64() -> None:
+    x = normal((3, 4)).astype("float64") * (1 + 1e-12)
+    y = K.TLU(affine=True, alpha_initializer="zeros", dtype="float64")(x)
+    assert np.array_equal(numpy(y), np.maximum(x, 0))

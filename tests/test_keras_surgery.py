@@ -489,3 +489,18 @@ def test_inspect_a_saved_model(tmp_path):
     found = json.loads(CliRunner().invoke(app, ["inspect", str(tmp_path / "model.keras"), "--json"]).output)
     assert [facts["name"] for facts in found] == ["body/group", "instance", "head_norm"]
     assert found[0]["shapes"] == [[None, 8, 8, 6]]
+
+
+def test_fold_says_where_a_constraint_would_undo_it():
+    model = keras.Sequential(
+        [keras.Input((9, 9, 3)), keras.layers.Conv2D(6, 3, kernel_constraint="max_norm"), K.BatchNormalization()]
+    )
+    assert "kernel_constraint" in S.fold(model)[1].rows[0].note
+
+
+def test_reestimate_refuses_statistics_that_half_precision_does_not_hold():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization(dtype="float16")])
+    data = (np.random.default_rng(0).normal(size=(100, 3)) * 1000).astype("float16")
+    with pytest.raises(ValueError, match="the most that float16 holds"):
+        S.reestimate(model, data, batch_size=100, inplace=True, progress=False)
+    assert np.array_equal(keras.ops.convert_to_numpy(model.layers[0].moving_variance), np.ones(3))

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 
 import anynorm.surgery as S  # noqa: N812
 import anynorm.torch as A  # noqa: N812
-from anynorm.surgery.torch_norms import stay
+from anynorm.surgery.torch_norms import Stay
 
 
 def filled(model: Any) -> Any:
@@ -308,10 +308,10 @@ def test_swap_keeps_type_flags_tied_tensors_and_optimizers():
 
 def test_swap_refuses_what_would_leave_nothing():
     model = filled(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1), nn.BatchNorm1d(1)))
-    _, receipt = S.swap(model, "batch", "instance")
+    _, receipt = S.swap(model, "batch", "instance", probe=torch.randn(3, 4))
     assert receipt.rows == []
     assert "nothing would be left" in reasons(receipt)["1"]
-    _, receipt = S.swap(model, "batch", "group", groups=8)
+    _, receipt = S.swap(model, "batch", "group", groups=8, probe=torch.randn(3, 4))
     assert receipt.rows[0].note == "4 groups (asked: 8); each statistic is over 2 elements"
     assert "nothing of the input would be left" in reasons(receipt)["3"]
     assert "one channel" in reasons(S.swap(model, "batch", "layer")[1])["3"]
@@ -370,7 +370,7 @@ def test_frozen_norms_stay_frozen():
         assert same(one, before)
         assert one[1].weight.grad is None
         assert one[2].weight.grad is not None
-    assert stay not in model[1]._forward_pre_hooks.values()
+    assert not any(isinstance(hook, Stay) for hook in model[1]._forward_pre_hooks.values())
     _, receipt = S.freeze(frozen, "batch")
     assert "already" in reasons(receipt)["1"]
     learning, undo = S.unfreeze(frozen)
@@ -378,7 +378,7 @@ def test_frozen_norms_stay_frozen():
     learning.train()(torch.randn(4, 3, 8, 8))
     assert learning[1].num_batches_tracked == 1
     refrozen, _ = S.revert(learning, undo)
-    assert stay in refrozen[1]._forward_pre_hooks.values()
+    assert any(isinstance(hook, Stay) for hook in refrozen[1]._forward_pre_hooks.values())
     back, _ = S.revert(*S.freeze(model, "batch"))
     assert [p.requires_grad for p in back[1].parameters()] == [True, False]
 
@@ -606,3 +606,139 @@ def test_reestimate_refuses_statistics_that_half_precision_does_not_hold():
     with pytest.raises(ValueError, match=r"beyond 6\.55e"):
         S.reestimate(model, [(torch.randn(100, 3) * 1000).half()], inplace=True, progress=False)
     assert torch.equal(model.running_var, torch.ones(3).half())
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    return nn.TransformerEncoder(layer, 2).eval()
+
+
+@pytest.mark.parametrize("target", ["group", "rms"])
+def test_transformer_layers_call_swapped_norms_at_inference_too(target):
+    model, x = encoder(), torch.randn(3, 7, 16)
+    padding = torch.arange(7) >= torch.tensor([[7], [5], [4]])
+    fused = model(x).detach()
+    new, receipt = S.swap(model, "layer", target, probe=x)
+    assert receipt.difference > 0.1
+    assert "fused inference" in receipt.notes[0]
+    for options in ({}, {"src_key_padding_mask": padding}):
+        with torch.no_grad():
+            alone = new(x, **options)
+        torch.testing.assert_close(alone, new(x, **options).detach())
+    back, _ = S.revert(new, receipt)
+    assert back.layers[0].activation_relu_or_gelu
+    assert back.use_nested_tensor
+    with torch.no_grad():
+        torch.testing.assert_close(back(x), fused)
+
+
+def test_replaced_norms_of_transformer_layers_run_at_inference():
+    model, called = encoder(), []
+    A.replace_norms(model)
+
+    class Counted(A.LayerNorm):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            called.append(1)
+            return super().forward(input)
+
+    model.layers[1].norm2.__class__ = Counted
+    with torch.no_grad():
+        model(torch.randn(3, 7, 16))
+    assert called == [1]
+
+
+@pytest.mark.parametrize(("target", "read"), [("group", "num_features"), (None, "extra")])
+def test_a_change_that_the_model_cannot_run_with_is_undone(target, read):
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.n = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+            self.n.extra = 2
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.n(self.c(x)) * getattr(self.n, read)
+
+    model = Reader()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"does not run.*the model is as it was"):
+        S.swap(model, "batch", target, inplace=True) if target else S.fold(model, inplace=True)
+    assert isinstance(model.n, nn.BatchNorm2d)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("how", ["iteration", "_parameters"])
+def test_fold_is_undone_where_a_forward_reads_weights_that_nobody_sees(how):
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.n = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+            nn.init.constant_(self.n.running_var, 4.0)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weight = next(iter(self.c.parameters())) if how == "iteration" else self.c._parameters["weight"]
+            return self.n(self.c(x)) + weight.square().sum()
+
+    model = Reader()
+    weight = model.c.weight.detach().clone()
+    with pytest.raises(ValueError, match="gives other outputs"):
+        S.fold(model, inplace=True)
+    assert torch.equal(model.c.weight, weight)
+    assert isinstance(model.n, nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize(("source", "target"), [("batch", "group"), ("batch", "batch"), ("batch", "layer")])
+def test_revert_gives_back_the_numbers_from_before_training(source, target):
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6))
+    nn.init.normal_(model[1].weight)
+    before = {key: value.clone() for key, value in model[1].state_dict().items()}
+    new, receipt = S.swap(model, source, target)
+    new.train()
+    optimizer = torch.optim.SGD(new.parameters(), lr=1.0)
+    for _ in range(3):
+        new(torch.randn(2, 3, 9, 9)).square().sum().backward()
+        optimizer.step()
+    back, _ = S.revert(new, receipt)
+    assert all(torch.equal(value, before[key]) for key, value in back[1].state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda m: S.swap(m, "batch", "group", groups=3),
+        lambda m: S.fold(m),
+        lambda m: S.reestimate(m, torch.randn(8, 3, 9, 9), progress=False),
+    ],
+    ids=["swap", "fold", "reestimate"],
+)
+def test_revert_refuses_a_model_that_is_another(operation):
+    small, large = (nn.Sequential(nn.Conv2d(3, c, 3), nn.BatchNorm2d(c)).eval() for c in (6, 12))
+    _, receipt = operation(small)
+    before = state(large)
+    with pytest.raises(ValueError, match="receipt is not of this model"):
+        S.revert(large, receipt, inplace=True)
+    assert same(large, before)
+
+
+def test_a_norm_that_was_in_evaluation_by_itself_stays_so_behind_unfreeze():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)).eval(), nn.BatchNorm2d(6))
+    model.training = True
+    S.freeze(model, inplace=True)
+    model(torch.randn(2, 3, 9, 9))
+    S.unfreeze(model, inplace=True)
+    assert not model[0][1].training
+    assert model[1].training
+
+
+def test_a_guess_of_two_dimensions_decides_nothing_silently():
+    linear = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7))
+    _, receipt = S.swap(linear, "layer", "group", groups=7)
+    assert not receipt.rows
+    assert "give probe=" in receipt.refused[0].reason
+    _, receipt = S.fold(nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7)).eval())
+    assert "(n, c)" in receipt.rows[0].note
+
+
+@pytest.mark.parametrize("groups", [2.5, "3", True, 0])
+def test_groups_are_a_whole_number(groups):
+    with pytest.raises(ValueError, match="positive whole number"):
+        S.swap(nn.Sequential(nn.BatchNorm2d(6)), "batch", "group", groups=groups)

@@ -28,8 +28,9 @@ _NAMED = 4
 def inspect(model: Path, batch: int | None, as_json: bool) -> None:
     """List the norms of a saved model: sentence, input shape, eps, numbers, and what is doubtful.
 
-    MODEL is what Keras reads (.keras, .h5), a state dictionary that torch.save wrote, or a .safetensors file. Nothing
-    in a file is run: of a Keras model with Lambda layers, and of a torch model saved whole, it says so and stops.
+    MODEL is what Keras reads (.keras, .h5), a file or folder that `anynorm rescue` reads, a state dictionary that
+    torch.save wrote, or a .safetensors file. Nothing in a file is run: of a Keras model with Lambda layers, and of a
+    torch model saved whole, it says so and stops.
 
     A file of tensors has no classes, so that a norm of it is known by its running statistics, or by a weight over one
     axis. Doubts are statistics over few elements or over one, groups of one channel, an eps that is large for the

@@ -21,6 +21,7 @@ def rescue(old: Path, output: Path, report: Path | None, unsafe: bool) -> None:
     OLD is a .h5, .hdf5 or .keras file or a SavedModel folder; TensorFlow Addons is not needed. The new file gives the
     same outputs on every backend, and opens where `import anynorm.keras` stands before `keras.saving.load_model`. The
     report names every layer, what it became and what was changed; if a layer cannot be taken over, nothing is written.
+    A file that has the new name is replaced.
 
     \b
       anynorm rescue old.h5 -o new.keras
@@ -32,6 +33,10 @@ def rescue(old: Path, output: Path, report: Path | None, unsafe: bool) -> None:
 
         from ..rescue import convert
 
+        # Before the work rather than behind it.
+        for path in (output, report):
+            if path is not None and not path.parent.is_dir():
+                raise FileNotFoundError(2, "no such folder", str(path.parent))
         console = Console()
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("reading weights", total=None)

@@ -233,7 +233,8 @@ class TLU(keras.layers.Layer):
 
     def call(self, inputs: Tensor) -> Tensor:
         threshold = self.tau if self.alpha is None else self.alpha * inputs + self.tau
-        return keras.ops.maximum(inputs, threshold)
+        # Not `maximum`, which makes float32 of float64 on the torch backend.
+        return keras.ops.where(inputs < threshold, threshold, inputs)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .receipt import Receipt
+from .receipt import Receipt, first_line
 from .sides import finished, side_of
 from .swapping import Wish
 
@@ -35,7 +35,8 @@ def swap(
 
     Raises:
         TypeError: no model of Keras or torch.
-        ValueError: kinds that there are not; a model that cannot be rebuilt, such as a subclassed one of Keras.
+        ValueError: kinds that there are not; a model that cannot be rebuilt, such as a subclassed one of Keras; one
+            that does not run with its new norms, since it reads something that they have not. It then is as it was.
 
     What cannot be swapped is left and named in the receipt: subclasses of norms, norms inside layers of one's own,
     statistics that would be over one element, norms with hooks.
@@ -50,7 +51,7 @@ def swap(
     measured, receipt = side.Probe(model, probe), Receipt(f"swap: {source} to {target}")
     receipt.before = side.numbers(model)
     changed = side.swap(model, wish, measured, receipt, inplace)
-    return changed, finished(side, changed, measured, receipt)
+    return changed, _proved(side, changed, measured, receipt, inplace)
 
 
 def fold(model: Any, *, probe: Any = None, inplace: bool = False) -> tuple[Any, Receipt]:
@@ -72,7 +73,8 @@ def fold(model: Any, *, probe: Any = None, inplace: bool = False) -> tuple[Any, 
         The model and the receipt.
 
     Raises:
-        TypeError, ValueError: as `swap`.
+        TypeError, ValueError: as `swap`; and ValueError where the folded model gives other outputs on the probe input,
+            which happens where a forward reads weights in a way that no tracing sees.
 
     Taken: Conv1D, 2D and 3D, plain, grouped, transposed, depthwise and separable; Dense and Linear. A norm is left,
     with the reason in the receipt, where something is between (an activation, another layer), where either is used
@@ -89,7 +91,7 @@ def fold(model: Any, *, probe: Any = None, inplace: bool = False) -> tuple[Any, 
     measured, receipt = side.Probe(model, probe), Receipt("fold")
     receipt.before = side.numbers(model)
     changed = side.fold(model, measured, receipt, inplace)
-    return changed, finished(side, changed, measured, receipt)
+    return changed, _proved(side, changed, measured, receipt, inplace, side.coarsest(model))
 
 
 def revert(model: Any, receipt: Receipt, *, probe: Any = None, inplace: bool = False) -> tuple[Any, Receipt]:
@@ -127,3 +129,40 @@ def revert(model: Any, receipt: Receipt, *, probe: Any = None, inplace: bool = F
         raise ValueError(f"the receipt is not of this model: it has no layer called {missing}") from missing
     back.before = before
     return changed, finished(side, changed, measured, back)
+
+
+def _proved(
+    side: Any, changed: Any, measured: Any, receipt: Receipt, inplace: bool, coarsest: float | None = None
+) -> Receipt:
+    """The receipt with what is measured; where the changed model fails or, with `coarsest`, differs, all is undone.
+
+    Args:
+        coarsest: the largest rounding unit in the model, where its outputs are to be the same but for rounding.
+    """
+    try:
+        finished(side, changed, measured, receipt)
+        wrong = coarsest is not None and _differs(receipt, coarsest)
+    except Exception as failed:  # whatever a model raises that its forward no longer fits
+        _undone(side, changed, receipt, inplace)
+        raise ValueError(
+            f"the changed model does not run: {first_line(failed)}. Its forward reads something that has changed; the "
+            "model is as it was"
+        ) from failed
+    if wrong:
+        _undone(side, changed, receipt, inplace)
+        raise ValueError(
+            f"the changed model gives other outputs, by {receipt.difference:.1e} where the largest is "
+            f"{receipt.largest:.1e}: something in it reads weights that have changed. The model is as it was"
+        )
+    return receipt
+
+
+def _differs(receipt: Receipt, coarsest: float) -> bool:
+    if receipt.difference is None or receipt.largest is None:
+        return False
+    return receipt.difference > max(1e-3, 64 * coarsest) * receipt.largest
+
+
+def _undone(side: Any, changed: Any, receipt: Receipt, inplace: bool) -> None:
+    if inplace:
+        side.revert(changed, receipt, True)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from ml_dtypes import finfo
+
 from . import keras_fold, keras_swap, keras_training
 from .data import Advance
 from .keras_facts import facts
-from .keras_graph import is_graph, rebuilt
+from .keras_graph import is_graph, layers, rebuilt
 from .keras_norms import numbers
 from .keras_probe import Probe
 from .receipt import Receipt
 from .swapping import Wish
 
-__all__ = ["Probe", "facts", "fold", "freeze", "numbers", "reestimate", "revert", "swap", "weight_decay"]
+__all__ = ["Probe", "coarsest", "facts", "fold", "freeze", "numbers", "reestimate", "revert", "swap", "weight_decay"]
 
 weight_decay = keras_training.weight_decay
 
@@ -44,6 +46,12 @@ def revert(model: Any, receipt: Receipt, inplace: bool) -> tuple[Any, Receipt]:
     # What rebuilds a graph makes a new model by itself; the others change the flags and numbers of theirs.
     changes_layers = receipt.operation.startswith(("swap", "fold"))
     return receipt.undo(model if changes_layers else _own(model, inplace), inplace)
+
+
+def coarsest(model: Any) -> float:
+    """The largest rounding unit of what the model's layers have and compute in."""
+    types = {t for _, layer, _ in layers(model) for t in (layer.compute_dtype, layer.variable_dtype) if t}
+    return max((float(finfo(t).eps) for t in types if "float" in t), default=0.0)
 
 
 def _own(model: Any, inplace: bool) -> Any:

@@ -44,7 +44,8 @@ def fold(model: Any, receipt: Receipt, inplace: bool) -> Any:
         replaced |= {id(norm): None, id(front): made}
         before = numbers(front) + numbers(norm)
         after = sum(w.size for w in made.weights)
-        receipt.rows.append(Row(name, describe(norm), f"in {front_name} ({describe(front)})", before, after))
+        became, note = f"in {front_name} ({describe(front)})", _note(front)
+        receipt.rows.append(Row(name, describe(norm), became, before, after, note))
     receipt.undo = partial(_undo, kept)
     return rebuilt(model, replaced, inplace=inplace)
 
@@ -89,6 +90,12 @@ class _Graph:
         if getattr(front, "lora_enabled", False) or getattr(front, "quantization_mode", None):
             raise Refused(f"{front.name}, in front of it, has quantized or LoRA weights")
         return front
+
+
+def _note(front: Any) -> str:
+    words = ("kernel_constraint", "depthwise_constraint", "pointwise_constraint", "bias_constraint")
+    bound = [word for word in words if getattr(front, word, None) is not None]
+    return f"training would apply its {' and '.join(bound)} to what is folded" if bound else ""
 
 
 def _name(activation: Any) -> str:

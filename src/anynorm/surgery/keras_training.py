@@ -7,13 +7,14 @@ from typing import Any
 
 import keras
 import numpy as np
+from ml_dtypes import finfo
 
 from ..keras import BatchNormalization
 from .data import Advance
 from .keras_graph import layers
 from .keras_norms import describe, kind_of, named, norms, numbers
 from .keras_watch import watched
-from .moments import Moments
+from .moments import Moments, check_range
 from .receipt import Receipt, Row
 
 
@@ -80,6 +81,8 @@ def reestimate(model: Any, batches: Any, advance: Advance, receipt: Receipt) -> 
         # Each batch moved them.
         for name, layer in found.items():
             _assign(layer, *kept[name])
+    if done:
+        _check_range(found, seen)
     moved = {}
     for name, layer in found.items() if done else ():
         _, one, _ = seen[id(layer)]
@@ -93,6 +96,13 @@ def reestimate(model: Any, batches: Any, advance: Advance, receipt: Receipt) -> 
         receipt.rows.append(_row(name, layer, describe(layer), note))
     receipt.undo = partial(_undo_reestimate, moved)
     return done
+
+
+def _check_range(found: dict[str, Any], seen: dict[int, Any]) -> None:
+    for name, layer in found.items():
+        _, one, _ = seen[id(layer)]
+        for variable, values in ((layer.moving_mean, one.mean), (layer.moving_variance, one.variance())):
+            check_range(name, values, str(variable.dtype), float(finfo(variable.dtype).max))
 
 
 def _tensors(batch: Any) -> Any:

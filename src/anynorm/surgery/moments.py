@@ -46,3 +46,16 @@ class Moments:
         """M2 / (n - correction); 0 where that has nothing to divide by."""
         number = np.broadcast_to(self.count - correction, self.squares.shape)
         return np.divide(self.squares, number, out=np.zeros_like(self.squares), where=number > 0)
+
+
+def check_range(name: str, values: Array, dtype: str, largest: float) -> None:
+    """Raise where running statistics are beyond what their type holds.
+
+    >>> check_range("bn1", np.array([7e4]), "float16", 65504.0)
+    Traceback (most recent call last):
+    ValueError: the statistics of bn1 are beyond 6.55e+04, the most that float16 holds; they stay as they were
+    """
+    if np.abs(values).max(initial=0) > largest:
+        raise ValueError(
+            f"the statistics of {name} are beyond {largest:.3g}, the most that {dtype} holds; they stay as they were"
+        )

@@ -36,7 +36,7 @@ class Wish:
         checked_kind(self.source)
         if self.target not in KINDS:
             raise ValueError(f'norms become one of {", ".join(KINDS)}, not "{self.target}"')
-        if self.groups is not None and (isinstance(self.groups, bool) or self.groups < 1):
+        if self.groups is not None and (type(self.groups) is not int or self.groups < 1):
             raise ValueError(f"groups must be a positive whole number, and it is {self.groups!r}")
         if self.groups is not None and self.target != "group":
             raise ValueError(f"groups={self.groups} is for norms that become group normalization, not {self.target}")

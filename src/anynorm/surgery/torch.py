@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import nn
 
 from . import torch_fold, torch_swap, torch_training
@@ -15,13 +16,13 @@ from .torch_facts import facts
 from .torch_norms import numbers
 from .torch_probe import Probe
 
-__all__ = ["Probe", "facts", "fold", "freeze", "numbers", "reestimate", "revert", "swap", "weight_decay"]
+__all__ = ["Probe", "coarsest", "facts", "fold", "freeze", "numbers", "reestimate", "revert", "swap", "weight_decay"]
 
 weight_decay = torch_training.weight_decay
 
 
 def swap(model: nn.Module, wish: Wish, probe: Probe, receipt: Receipt, inplace: bool) -> nn.Module:
-    made = torch_swap.swap(_own(model, inplace), wish, probe.shapes, receipt)
+    made = torch_swap.swap(_own(model, inplace), wish, probe, receipt)
     if inplace and made is not model:
         raise ValueError("the model is itself the norm, and cannot become another in place; leave inplace out")
     return made
@@ -47,6 +48,12 @@ def reestimate(
 def revert(model: nn.Module, receipt: Receipt, inplace: bool) -> tuple[nn.Module, Receipt]:
     assert receipt.undo is not None
     return receipt.undo(_own(model, inplace), inplace)
+
+
+def coarsest(model: nn.Module) -> float:
+    """The largest rounding unit of what the model has and computes in."""
+    types = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
+    return max((torch.finfo(dtype).eps for dtype in types), default=0.0)
 
 
 def _own(model: nn.Module, inplace: bool) -> nn.Module:

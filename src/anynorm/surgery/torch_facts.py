@@ -55,7 +55,7 @@ def facts_of_state(state: Mapping[str, Any], batch: int | None) -> list[Facts]:
         name, _, last = key.rpartition(".")
         if last in _NAMES:
             layers.setdefault(name, {})[last] = value
-    return [_of_tensors(name, found, batch) for name, found in layers.items() if _is_norm(found)]
+    return [_of_tensors(name or "(model)", found, batch) for name, found in layers.items() if _is_norm(found)]
 
 
 def _is_norm(found: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from .folding import fold as folded
 from .receipt import Receipt, Row, first_line
 from .torch_norms import describe, hooks, is_unusual, kind_of, norms, numbers, put, shared, tensor_like, why_not
 from .torch_probe import Probe
+from .torch_swap import check_shapes
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -39,7 +40,7 @@ def fold(model: nn.Module, probe: Probe, receipt: Receipt) -> nn.Module:
     for name, norm, _ in list(norms(model, "batch")):
         try:
             front_name, front = graph.front(norm)
-            made = _folded(norm, front, probe.shapes.get(name, []))
+            made, note = _folded(norm, front, probe.shapes.get(name, [])), graph.note(norm)
         except Refused as refused:
             receipt.refuse(name, norm, str(refused))
             continue
@@ -47,7 +48,10 @@ def fold(model: nn.Module, probe: Probe, receipt: Receipt) -> nn.Module:
         before = numbers(front) + numbers(norm)
         _fill(front, made)
         put(model, norm, nn.Identity())
-        receipt.rows.append(Row(name, describe(norm), f"in {front_name} ({describe(front)})", before, numbers(front)))
+        if isinstance(front, nn.Linear) and probe.guessed_rank:
+            note = "for inputs of shape (n, c); give probe= for others"
+        became = f"in {front_name} ({describe(front)})"
+        receipt.rows.append(Row(name, describe(norm), became, before, numbers(front), note))
     receipt.undo = partial(_undo, kept)
     return model
 
@@ -104,6 +108,11 @@ class _Graph:
         calls = self.probe.calls
         if any(calls[self.names[id(module)]] != calls[self.names[id(part)]] for module in modules):
             raise Refused(f"it, or the layer in front of it, is called from outside of {self.names[id(part)]} too")
+
+    def note(self, norm: nn.Module) -> str:
+        """What the reader has to know of how the norm's neighbours were found."""
+        whole = self.part_of[id(norm)] is self.model
+        return "" if whole else f"by what the probe input shows; torch.fx cannot trace the model: {self.why}"
 
     def front(self, norm: nn.Module) -> tuple[str, Any]:
         """The layer in front of a norm, that it can be folded into."""
@@ -175,6 +184,10 @@ def _undo(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple[nn.Mod
     """The norms back in their places, and weight and bias in front as they were before folding."""
     receipt = Receipt("revert: fold")
     found: dict[str, Any] = dict(model.named_modules())
+    for name, (_, front_name, weight, _) in kept.items():
+        check_shapes(found[front_name], {"weight": weight})
+        if not isinstance(found[name], nn.Identity):
+            raise ValueError(f"the receipt is not of this model: {name} is {describe(found[name])}, and not Identity")
     for name, (norm, front_name, weight, bias) in kept.items():
         front, norm = found[front_name], copy.deepcopy(norm)
         with torch.no_grad():

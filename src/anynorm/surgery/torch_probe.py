@@ -26,12 +26,14 @@ class Probe:
         words: what the input is, or why there is none.
         shapes: of the inputs of each norm, by its name.
         calls: how often each module was called, by its name.
+        guessed_rank: whether how many dimensions the input has is a mere guess.
     """
 
     def __init__(self, model: nn.Module, given: Any) -> None:
         _check(model)
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
         self.calls: Counter[str] = Counter()
+        self.guessed_rank = False
         self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self.outputs: list[np.ndarray] | None = None
         if given is False:
@@ -79,6 +81,7 @@ class Probe:
                 self.inputs = None
                 continue
             self.words = f"random, {_written(self.inputs)}, guessed from the first layer"
+            self.guessed_rank = len(shape) == 2
             return
         self._forget()
 

@@ -13,18 +13,20 @@ from torch import nn
 
 from ..convert import torch as dialect
 from ..convert.norm import FIRST, Norm
-from ..torch.replace import replace_norms
+from ..torch.replace import call_norms, replace_norms
 from .folding import Refused
 from .receipt import Receipt, Row
 from .swapping import Wish, swapped
 from .torch_norms import describe, norms, numbers, put, tensor_like, why_not
+from .torch_probe import Probe
 
-Shapes = dict[str, list[tuple[int, ...]]]
 
-
-def swap(model: nn.Module, wish: Wish, shapes: Shapes, receipt: Receipt) -> nn.Module:
+def swap(model: nn.Module, wish: Wish, probe: Probe, receipt: Receipt) -> nn.Module:
     """Swap in the model itself; it is returned, or what took its place."""
     kept = {}
+    swapped: list[nn.Module] = []
+    # A linear layer takes any rank, so that the one guessed from it says nothing.
+    shapes = {} if probe.guessed_rank else probe.shapes
     for name, module, kind in list(norms(model, wish.source)):
         was = numbers(module)
         try:
@@ -33,11 +35,16 @@ def swap(model: nn.Module, wish: Wish, shapes: Shapes, receipt: Receipt) -> nn.M
             receipt.refuse(name, module, str(refused))
             continue
         receipt.rows.append(Row(name, describe(module), describe(new), was, numbers(new), note))
-        kept[name] = module
+        # A copy, since the new norm has the old one's parameters and trains them.
+        kept[name] = (copy.deepcopy(module), describe(new))
+        swapped.append(new)
         if module is model:
             model = new
         put(model, module, new)
-    receipt.undo = partial(_undo, kept)
+    fused = call_norms(model, swapped)
+    if fused:
+        receipt.notes.append(f"torch's fused inference, which does not call norms, is off in {', '.join(fused)}")
+    receipt.undo = partial(_undo, kept, fused)
     return model
 
 
@@ -98,11 +105,18 @@ def _fitted(new: nn.Module, old: Any) -> nn.Module:
     return new.train(old.training)
 
 
-def _undo(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple[nn.Module, Receipt]:
+def _undo(
+    kept: dict[str, Any], fused: dict[str, dict[str, Any]], model: nn.Module, inplace: bool
+) -> tuple[nn.Module, Receipt]:
     """The old norms in their places, with the values that they had when they were swapped."""
     receipt = Receipt("revert: swap")
-    found = dict(model.named_modules())
-    for name, old in kept.items():
+    found: dict[str, Any] = dict(model.named_modules())
+    for name, (_, became) in kept.items():
+        if describe(found[name]) != became:
+            raise ValueError(f"the receipt is not of this model: {name} is {describe(found[name])}, and not {became}")
+    for name, settings in fused.items():
+        vars(found[name]).update(settings)
+    for name, (old, _) in kept.items():
         new, old = found[name], copy.deepcopy(old)
         receipt.rows.append(Row(name, describe(new), describe(old), numbers(new), numbers(old)))
         if new is model:
@@ -113,6 +127,18 @@ def _undo(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple[nn.Mod
 
 def restored(module: nn.Module, values: dict[str, torch.Tensor]) -> None:
     """Parameters and buffers back to kept values, in place."""
+    check_shapes(module, values)
     with torch.no_grad():
         for name, value in values.items():
             getattr(module, name).copy_(tensor_like(value, getattr(module, name)))
+
+
+def check_shapes(module: nn.Module, values: dict[str, torch.Tensor]) -> None:
+    """Raise where kept values are of another module's shape."""
+    for name, value in values.items():
+        there = tuple(getattr(module, name).shape)
+        if there != tuple(value.shape):
+            raise ValueError(
+                f"the receipt is not of this model: {name} of a {describe(module)} has the shape {there}, and "
+                f"{tuple(value.shape)} is kept"
+            )

@@ -11,11 +11,11 @@ from torch import nn
 from ..catalogue import CATALOGUE
 from ..ops import moments
 from .data import Advance
-from .moments import Moments
+from .moments import Moments, check_range
 from .receipt import Receipt, Row
-from .torch_norms import describe, is_frozen, kind_of, norms, numbers, stay
+from .torch_norms import Stay, describe, is_frozen, kind_of, norms, numbers
 from .torch_probe import arguments, evaluating
-from .torch_swap import restored
+from .torch_swap import check_shapes, restored
 
 _BATCH = CATALOGUE["batch"].spec(channels_first=True).text
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -26,7 +26,7 @@ def freeze(model: nn.Module, kind: str, frozen: bool, receipt: Receipt) -> None:
     kept = {}
     for name, module, _ in norms(model, kind):
         state = _state(module)
-        _freeze(module, [frozen] * len(state[1]), frozen, model.training)
+        _freeze(module, [frozen] * len(state[1]), frozen, _above(model, name).training)
         if _state(module) == state:
             receipt.refuse(name, module, "it is so already")
             continue
@@ -40,19 +40,25 @@ def _state(module: nn.Module) -> tuple[bool, list[bool]]:
     return is_frozen(module), [not p.requires_grad for p in module.parameters()]
 
 
+def _above(model: nn.Module, name: str) -> nn.Module:
+    """The module that has the one of this name, or the model itself."""
+    return model.get_submodule(name.rpartition(".")[0])
+
+
 def _freeze(module: Any, parameters: list[bool], statistics: bool, training: bool) -> None:
+    """`training`: whether what has the module is in training."""
     for parameter, frozen in zip(module.parameters(), parameters, strict=True):
         parameter.requires_grad_(not frozen)
     if statistics == is_frozen(module) or getattr(module, "running_mean", None) is None:
         return
     if statistics:
-        module.register_forward_pre_hook(stay)
+        module.register_forward_pre_hook(Stay())
         return
     for key, hook in list(module._forward_pre_hooks.items()):
-        if hook is stay:
+        if isinstance(hook, Stay):
             del module._forward_pre_hooks[key]
-    # The hook left it outside training.
-    module.training = training
+            # Only what the hook did: a norm may have been in evaluation by itself.
+            module.training = module.training or (hook.changed and training)
 
 
 def _undo_freeze(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple[nn.Module, Receipt]:
@@ -60,7 +66,7 @@ def _undo_freeze(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple
     found = dict(model.named_modules())
     for name, (statistics, parameters) in kept.items():
         module = found[name]
-        _freeze(module, parameters, statistics, model.training)
+        _freeze(module, parameters, statistics, _above(model, name).training)
         words = "frozen" if statistics or any(parameters) else "learning"
         receipt.rows.append(Row(name, describe(module), words, numbers(module), numbers(module)))
     return model, receipt
@@ -132,12 +138,8 @@ def _watch(module: Any, name: str, seen: Moments) -> Any:
 def _settle(found: dict[str, Any], seen: dict[str, Moments], done: int, receipt: Receipt) -> None:
     made = {name: one.variance(getattr(found[name], "correction", 1)) for name, one in seen.items() if one.count.any()}
     for name, variance in made.items():
-        largest = torch.finfo(found[name].running_var.dtype).max
-        if max(abs(seen[name].mean).max(initial=0), variance.max(initial=0)) > largest:
-            raise ValueError(
-                f"the statistics of {name} are beyond {largest:.3g}, the most that its {found[name].running_var.dtype} "
-                "holds; they stay as they were. Make its buffers float32"
-            )
+        for buffer, values in ((found[name].running_mean, seen[name].mean), (found[name].running_var, variance)):
+            check_range(name, values, str(buffer.dtype).removeprefix("torch."), torch.finfo(buffer.dtype).max)
     for name, module in found.items():
         one = seen[name]
         if name not in made:
@@ -155,6 +157,8 @@ def _settle(found: dict[str, Any], seen: dict[str, Moments], done: int, receipt:
 def _undo_reestimate(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple[nn.Module, Receipt]:
     receipt = Receipt("revert: reestimate")
     found = dict(model.named_modules())
+    for name, values in kept.items():
+        check_shapes(found[name], values)
     for name, values in kept.items():
         module = found[name]
         restored(module, values)

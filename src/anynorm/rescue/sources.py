@@ -115,6 +115,8 @@ def _not_new(version: Any) -> None:
 def _archive(path: Path) -> Iterator[Source]:
     """A `.keras` file: a zip archive with the configuration and the weights."""
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
+        if "config.json" not in archive.namelist():
+            raise RescueError(f"{path} is a zip archive without config.json, and so no model of Keras")
         config = parsed(_member(archive, "config.json", LARGEST_TEXT).read(), f"the config.json in {path}")
         if "metadata.json" in archive.namelist():
             metadata = parsed(_member(archive, "metadata.json", LARGEST_TEXT).read(), f"the metadata.json in {path}")

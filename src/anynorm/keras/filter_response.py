@@ -232,8 +232,9 @@ class TLU(keras.layers.Layer):
             )
 
     def call(self, inputs: Tensor) -> Tensor:
-        threshold = self.tau if self.alpha is None else self.alpha * inputs + self.tau
-        # Not `maximum`, which makes float32 of float64 on the torch backend.
+        tau = keras.ops.convert_to_tensor(self.tau)
+        threshold = tau if self.alpha is None else self.alpha * inputs + tau
+        # Not `maximum`, which makes float32 of float64 on the torch backend. `where` of JAX takes no Keras variable.
         return keras.ops.where(inputs < threshold, threshold, inputs)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

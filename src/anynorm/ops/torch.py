@@ -284,7 +284,11 @@ def moments(x: Array, mask: Array | None, spec: NormSpec, kernel: str | None = N
     return torch_arrays.kept_from_runs(x, *kernels.moments(x, plan), plan)
 
 
-normalize_traced, moments_traced = torch_compile.normalize, torch_compile.moments
+normalize_traced, moments_traced, is_first_pass = (
+    torch_compile.normalize,
+    torch_compile.moments,
+    torch_compile.is_first_pass,
+)
 
 
 def apply(

@@ -161,6 +161,22 @@ def _moments_gradient(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
 moments.register_autograd(_moments_gradient, setup_context=_setup_moments)
 
 
+@torch.library.custom_op("anynorm::is_first_pass", mutates_args=())
+def is_first_pass(like: Tensor) -> Tensor:
+    """A number of the tensor's type: 1, and 0 inside a backward pass, where checkpointing runs a forward pass again."""
+    return like.new_tensor(torch._C._current_graph_task_id() == -1)
+
+
+@is_first_pass.register_fake
+def _is_first_pass_fake(like: Tensor) -> Tensor:
+    return like.new_empty(())
+
+
+@is_first_pass.register_vmap
+def _is_first_pass_batched(info: Any, dims: Any, like: Tensor) -> tuple[Tensor, None]:
+    return is_first_pass(like), None
+
+
 def _laid_out(y: Tensor, like: Tensor) -> Tensor:
     """y with the strides that the fake operator promised."""
     promised = torch.empty_like(like)

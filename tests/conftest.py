@@ -1,6 +1,8 @@
 """Settings that must stand before any framework is imported."""
 
 import os
+import random
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,14 @@ collect_ignore = ["old_files"]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """The same numbers whichever tests ran before; Keras draws its seeds from `random`."""
+    random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module")

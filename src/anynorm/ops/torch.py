@@ -17,11 +17,10 @@ from ..precision import checked_eps
 from ..spec import NormSpec, spec_of
 from . import torch_arrays, torch_compile, torch_given
 from .checks import check_mask, check_shapes, written
-from .torch_arrays import Verbs
+from .torch_arrays import Verbs, plain, wants
 
 Array = Any
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _THIS = sys.modules[__name__]
 
 
@@ -143,9 +142,10 @@ def _run(
     kernel: str | None,
     statistics: bool,
 ) -> tuple[Array, Array, Array]:
-    if chosen == "cpu" and _plain(x, scale, offset):
-        if _wants(x, scale, offset):
-            y, mean, variance = _Kernel.apply(x, scale, offset, plan, eps, statistics)
+    if chosen == "cpu" and plain(x, scale, offset):
+        if wants(x, scale, offset):
+            out = _apply_kernel(x, scale, offset, plan, eps, statistics)
+            y, mean, variance = out if statistics else (out, None, None)
         else:
             y, mean, variance, _ = kernels.forward(x, scale, offset, plan, eps, statistics=statistics, gradient=False)
         return y, *(torch_arrays.kept_from_runs(x, mean, variance, plan) if statistics else (None, None))
@@ -164,37 +164,13 @@ def normalize_into(
     kernel: str | None,
 ) -> Array:
     """y written into `out`, which may be x; without a gradient."""
-    if _wants(x, scale, offset, out):
+    if wants(x, scale, offset, out):
         raise ValueError("what is written into out= has no gradient: call it under torch.no_grad()")
     plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
-    if chosen == "cpu" and _plain(x, scale, offset, out) and kernels.can_write(out, x, scale, offset, plan):
+    if chosen == "cpu" and plain(x, scale, offset, out) and kernels.can_write(out, x, scale, offset, plan):
         kernels.forward(x, scale, offset, plan, eps, out)
         return out
     return out.copy_(normalize(x, scale, offset, mask, spec, eps, kernel)[0])
-
-
-def _plain(*arrays: Array | None) -> bool:
-    """Whether all have memory of their own with their values in it.
-
-    The tensors of torch.func's transforms have none, and neither have zeros that autograd makes up; a lazily negated
-    view has the other sign in it; a scale that was left on another device is torch's to complain about.
-    """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    # A generator would take as long as all that it asks.
-    for a in arrays:
-        if a is not None and (type(a) not in _PLAIN or not a.is_cpu or a.is_neg() or a._is_zerotensor()):
-            return False
-    return True
-
-
-def _wants(*arrays: Array | None) -> bool:
-    """Whether autograd or forward mode may ask for a derivative."""
-    if torch.is_grad_enabled():
-        for a in arrays:
-            if a is not None and a.requires_grad:
-                return True
-    return forward_ad._current_level >= 0
 
 
 class _Kernel(torch.autograd.Function):
@@ -207,29 +183,39 @@ class _Kernel(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Array, scale: Array, offset: Array, plan: Plan, eps: float, statistics: bool
-    ) -> tuple[Array | None, ...]:
+    ) -> Array | tuple[Array, ...]:
         y, mean, variance, saved = kernels.forward(x, scale, offset, plan, eps, statistics=statistics)
         # Of the offset only its shape and type are needed.
-        ctx.plan, ctx.eps, ctx.offset = plan, eps, offset
+        ctx.given = offset, plan, eps, statistics
         ctx.save_for_backward(x, scale, saved)
-        ctx.save_for_forward(x, scale)
-        if statistics:
-            ctx.mark_non_differentiable(mean, variance)
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(x, scale)
+        if not statistics:
+            return y
+        ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
     def backward(ctx: Any, dy: Array, *_: Any) -> tuple[Array | None, ...]:
-        (x, scale, saved), offset = ctx.saved_tensors, ctx.offset
+        x, scale, saved = ctx.saved_tensors
+        offset, plan, eps, _ = ctx.given
         batched = torch._C._functorch.is_legacy_batchedtensor(dy)
-        if not torch.is_grad_enabled() and not batched and _plain(x, dy):
-            return *kernels.backward(x, dy, scale, offset, saved, ctx.plan, ctx.eps), None, None, None
-        return *torch_arrays.backward(x, dy, scale, offset, None, ctx.plan, ctx.eps), None, None, None
+        if not torch.is_grad_enabled() and not batched and plain(x, dy):
+            return *kernels.backward(x, dy, scale, offset, saved, plan, eps), None, None, None
+        return *torch_arrays.backward(x, dy, scale, offset, None, plan, eps), None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, t: Array, t_scale: Array, t_offset: Array, *_: Any) -> tuple[Array | None, ...]:
+    def jvp(ctx: Any, t: Array, t_scale: Array, t_offset: Array, *_: Any) -> Array | tuple[Array | None, ...]:
         x, scale = ctx.saved_tensors
+        _, plan, eps, statistics = ctx.given
         t = torch.zeros_like(x) if t is None else t
-        return torch_arrays.tangent(x, t, scale, t_scale, t_offset, None, ctx.plan, ctx.eps), None, None
+        out = torch_arrays.tangent(x, t, scale, t_scale, t_offset, None, plan, eps)
+        return (out, None, None) if statistics else out
+
+
+# What `apply` comes to for arrays that are `_plain`: its own part, in Python, is about transforms, and takes as long as
+# all the rest for small arrays.
+_apply_kernel = super(torch.autograd.Function, _Kernel).apply
 
 
 class _Normalize(torch.autograd.Function):
@@ -279,7 +265,7 @@ def moments(x: Array, mask: Array | None, spec: NormSpec, kernel: str | None = N
         return moments_traced(x, mask, spec.encode(), kernel)
     plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
     # Their derivative is composed, so that where one may be asked for the whole is.
-    if chosen != "cpu" or _wants(x) or not _plain(x):
+    if chosen != "cpu" or wants(x) or not plain(x):
         return torch_arrays.moments(x, mask, plan)
     return torch_arrays.kept_from_runs(x, *kernels.moments(x, plan), plan)
 
@@ -311,7 +297,8 @@ def apply_checked(
             f"mean and variance must have the shape {written(kept)} of the axes outside square brackets, and they have "
             f"{written(tuple(mean.shape))} and {written(tuple(variance.shape))}"
         )
-    given = (x, mean, variance, scale, offset)
-    if chosen == "cpu" and not _wants(*given) and _plain(*given):
-        return kernels.apply(*given, plan, eps)
+    if chosen == "cpu" and not wants(mean, variance) and plain(x, mean, variance, scale, offset):
+        if wants(x, scale, offset):
+            return torch_given.apply_kernel(x, scale, offset, mean, variance, plan, eps)
+        return kernels.apply(x, mean, variance, scale, offset, plan, eps)[0]
     return torch_given.apply(x, mean, variance, scale, offset, sentence, eps)

@@ -11,10 +11,13 @@ from typing import Any
 import torch
 
 from ...plan import Plan, Small
+from ...precision import FORMATS
 from . import DTYPES, Problem, calls, problem
 
 Array = Any
 
+# The smallest sum of variance and eps that counts, as in the composed formula.
+_TINY = FORMATS["float32"].tiny
 _NAMES = {getattr(torch, name): name for name in DTYPES}
 
 
@@ -97,11 +100,20 @@ def moments(x: Array, plan: Plan) -> tuple[Array, Array]:
 
 
 def apply(
-    x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, plan: Plan, eps: float
-) -> Array:
-    """y from statistics made elsewhere, over the kept axes as users have them."""
+    x: Array,
+    mean: Array,
+    variance: Array,
+    scale: Array | None,
+    offset: Array | None,
+    plan: Plan,
+    eps: float,
+    *,
+    gradient: bool = False,
+) -> tuple[Array, Array | None]:
+    """y from statistics made elsewhere, over the kept axes as users have them, and what the gradient needs."""
     x, scale, offset = _dense(x, plan), _small(scale, x, plan), _small(offset, x, plan)
     mean, variance = _statistic(mean, x, plan), _statistic(variance, x, plan)
+    saved = _saved(x, plan) if gradient else None
     y = torch.empty_like(x)
     calls.apply(
         _problem(x, scale, offset, plan, eps),
@@ -111,8 +123,9 @@ def apply(
         None if scale is None else scale.data_ptr(),
         None if offset is None else offset.data_ptr(),
         y.data_ptr(),
+        None if saved is None else saved.data_ptr(),
     )
-    return y
+    return y, saved
 
 
 def _problem(x: Array, scale: Array | None, offset: Array | None, plan: Plan, eps: float) -> Problem:

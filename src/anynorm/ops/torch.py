@@ -209,7 +209,7 @@ class _Kernel(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         _, plan, eps, statistics = ctx.given
         t = torch.zeros_like(x) if t is None else t
-        out = torch_arrays.tangent(x, t, scale, t_scale, t_offset, None, plan, eps)
+        out = _tangent(x, t, scale, t_scale, t_offset, None, plan, eps)
         return (out, None, None) if statistics else out
 
 
@@ -256,7 +256,15 @@ class _Normalize(torch.autograd.Function):
     def jvp(ctx: Any, t: Array, t_scale: Array, t_offset: Array, *_: Any) -> tuple[Array | None, ...]:
         x, scale, _, mask = ctx.saved_tensors
         t = torch.zeros_like(x) if t is None else t
-        return torch_arrays.tangent(x, t, scale, t_scale, t_offset, mask, ctx.plan, ctx.eps), *[None] * 8
+        return _tangent(x, t, scale, t_scale, t_offset, mask, ctx.plan, ctx.eps), *[None] * 8
+
+
+def _tangent(x: Array, t: Array, scale: Array | None, *rest: Any) -> Array:
+    """A tangent that has one itself: torch turns forward mode off in a `jvp`, and that of a tangent would be zero."""
+    with forward_ad._set_fwd_grad_enabled(True):
+        # The values without this level's tangents, and with those of the levels around it.
+        x, scale = (a if a is None else forward_ad.unpack_dual(a, level=0).primal for a in (x, scale))
+        return torch_arrays.tangent(x, t, scale, *rest)
 
 
 def moments(x: Array, mask: Array | None, spec: NormSpec, kernel: str | None = None) -> tuple[Array, Array]:
@@ -270,11 +278,8 @@ def moments(x: Array, mask: Array | None, spec: NormSpec, kernel: str | None = N
     return torch_arrays.kept_from_runs(x, *kernels.moments(x, plan), plan)
 
 
-normalize_traced, moments_traced, is_first_pass = (
-    torch_compile.normalize,
-    torch_compile.moments,
-    torch_compile.is_first_pass,
-)
+normalize_traced, moments_traced = torch_compile.normalize, torch_compile.moments
+is_first_pass, is_transformed = torch_compile.is_first_pass, torch_compile.is_transformed
 
 
 def apply(

@@ -60,6 +60,9 @@ class Verbs:
     @staticmethod
     def all(x: Array) -> bool:
         """False also where no value can be read (under vmap, on the meta device): then both ways are computed."""
+        # A tracer would wait for somebody to use the number that it has not.
+        if torch._C._len_torch_dispatch_stack() > 0:
+            return False
         try:
             return bool(x.all())
         except RuntimeError:
@@ -132,7 +135,11 @@ def _memory_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int
 
 
 def plan_of(x: Array, spec: NormSpec) -> Plan:
-    return make_plan(spec, tuple(x.shape), _memory_order(tuple(x.shape), x.stride()))
+    return plan_in_memory(tuple(x.shape), x.stride(), spec)
+
+
+def plan_in_memory(shape: tuple[int, ...], strides: tuple[int, ...], spec: NormSpec) -> Plan:
+    return make_plan(spec, shape, _memory_order(shape, strides))
 
 
 def choice(x: Array, mask: Array | None, spec: NormSpec, forced: str | None) -> tuple[Plan, str]:

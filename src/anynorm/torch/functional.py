@@ -26,7 +26,7 @@ from torch.nn import functional as peer
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..ops import torch as ops
-from . import running
+from . import nested, running
 from .sentences import BATCH, INSTANCE, LAYER_CHANNELS, RMS_CHANNELS, groups_of, over_last
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "layer_norm2d", "rms_norm", "rms_norm2d"]
@@ -53,6 +53,8 @@ def layer_norm(
     >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), bias=torch.ones(2), eps=0.0)
     tensor([[0., 2.]])
     """
+    if input.is_nested:
+        return nested.each(lambda x: layer_norm(x, normalized_shape, weight, bias, eps), input, normalized_shape, mask)
     if has_torch_function_variadic(input, weight, bias):
         given = (input, normalized_shape, weight, bias, eps)
         return _overridden(layer_norm, (input, weight, bias), given, mask=mask)
@@ -86,6 +88,8 @@ def rms_norm(
     >>> rms_norm(torch.tensor([[3.0, -3.0]]), (2,), eps=0.0)
     tensor([[ 1., -1.]])
     """
+    if input.is_nested:
+        return nested.each(lambda x: rms_norm(x, normalized_shape, weight, eps), input, normalized_shape, mask)
     if has_torch_function_variadic(input, weight):
         return _overridden(rms_norm, (input, weight), (input, normalized_shape, weight, eps), mask=mask)
     if _goes_to_onnx(mask):

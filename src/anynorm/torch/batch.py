@@ -50,12 +50,13 @@ class BatchNorm(Base, torch.nn.modules.batchnorm._BatchNorm):
         self._check_input_dim(input)
         self.check_channels(input, self.num_features)
         mean, variance, momentum = self.statistics()
+        weight, bias = self.weight_and_bias()
         return functional.batch_norm(
             input,
             mean,
             variance,
-            self.parameter("weight"),
-            self.parameter("bias"),
+            weight,
+            bias,
             self.training or mean is None,
             momentum,
             self.eps,

@@ -40,12 +40,15 @@ from torch import Tensor
 from torch.nn import functional as peer
 from torch.overrides import has_torch_function_variadic
 
+from ..ops import torch as ops
 from ..ops.torch_fused import operation
 from .calls import exported, goes_to_onnx, overridden
 from .functional_running import batch_norm, instance_norm
 from .sentences import LAYER_CHANNELS, RMS_CHANNELS, groups_of, over_last
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "layer_norm2d", "rms_norm", "rms_norm2d"]
+
+_EPS, _DOUBLE_EPS = (torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64))
 
 
 def layer_norm(
@@ -77,7 +80,7 @@ def layer_norm(
         given = (input, normalized_shape, weight, bias, eps)
         return overridden(layer_norm, (input, weight, bias, residual), given, how, mask=mask)
     shape = tuple(normalized_shape)
-    if goes_to_onnx(mask):
+    if ops.is_traced() and goes_to_onnx(mask):
         return exported(how, over_last(shape), input, peer.layer_norm, list(shape), weight, bias, eps)
     try:
         return how.normalize_checked(input, weight, bias, mask, over_last(shape), eps)[0]
@@ -115,7 +118,7 @@ def rms_norm(
         return overridden(rms_norm, (input, weight, residual), given, how, mask=mask)
     shape = tuple(normalized_shape)
     sentence = over_last(shape, ("scale",))
-    if goes_to_onnx(mask):
+    if ops.is_traced() and goes_to_onnx(mask):
         return exported(how, sentence, input, peer.rms_norm, list(shape), weight, eps)
     try:
         return how.normalize_checked(input, weight, None, mask, sentence, _rms_eps(input, eps))[0]
@@ -149,7 +152,7 @@ def layer_norm2d(
     if has_torch_function_variadic(input, weight, bias, residual):
         given = (input, weight, bias, eps)
         return overridden(layer_norm2d, (input, weight, bias, residual), given, how, mask=mask)
-    if goes_to_onnx(mask):
+    if ops.is_traced() and goes_to_onnx(mask):
         return exported(how, LAYER_CHANNELS, input, _over_channels, peer.layer_norm, weight, bias, eps)
     return how.normalize_checked(input, weight, bias, mask, LAYER_CHANNELS, eps)[0]
 
@@ -175,7 +178,7 @@ def rms_norm2d(
     how = operation(residual, modulation, activation)
     if has_torch_function_variadic(input, weight, residual):
         return overridden(rms_norm2d, (input, weight, residual), (input, weight, eps), how, mask=mask)
-    if goes_to_onnx(mask):
+    if ops.is_traced() and goes_to_onnx(mask):
         return exported(how, RMS_CHANNELS, input, _over_channels, peer.rms_norm, weight, eps)
     return how.normalize_checked(input, weight, None, mask, RMS_CHANNELS, _rms_eps(input, eps))[0]
 
@@ -208,7 +211,7 @@ def group_norm(
         given = (input, num_groups, weight, bias, eps)
         return overridden(group_norm, (input, weight, bias, residual), given, how, mask=mask)
     sentence = groups_of(num_groups)
-    if goes_to_onnx(mask):
+    if ops.is_traced() and goes_to_onnx(mask):
         return exported(how, sentence, input, peer.group_norm, num_groups, weight, bias, eps)
     return how.normalize_checked(input, weight, bias, mask, sentence, eps)[0]
 
@@ -228,4 +231,4 @@ def _check_end(input: Tensor, shape: tuple[int, ...]) -> None:
 def _rms_eps(input: Tensor, eps: float | None) -> float:
     if eps is not None:
         return eps
-    return torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
+    return _DOUBLE_EPS if input.dtype == torch.float64 else _EPS

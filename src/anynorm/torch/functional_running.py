@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as peer
 from torch.overrides import has_torch_function_variadic
 
+from ..ops import torch as ops
 from ..ops.torch_fused import operation
 from . import running
 from .calls import exported, goes_to_onnx, overridden
@@ -50,7 +51,7 @@ def instance_norm(
     if has_torch_function_variadic(input, *small, residual):
         given = (input, *small, use_input_stats, momentum, eps)
         return overridden(instance_norm, (input, *small, residual), given, how, mask=mask)
-    if goes_to_onnx(mask):
+    if ops.is_traced() and goes_to_onnx(mask):
         return exported(how, INSTANCE, input, peer.instance_norm, *small, use_input_stats, momentum, eps)
     if not use_input_stats:
         return _with_running(how, input, *small, eps)
@@ -105,7 +106,7 @@ def batch_norm(
     if has_torch_function_variadic(input, *small, residual):
         given = (input, *small, training, momentum, eps)
         return overridden(batch_norm, (input, *small, residual), given, how, mask=mask, correction=correction)
-    if goes_to_onnx(mask):
+    if ops.is_traced() and goes_to_onnx(mask):
         return exported(how, BATCH, input, peer.batch_norm, *small, training, momentum, eps)
     if not training:
         return _with_running(how, input, *small, eps)

@@ -61,7 +61,7 @@ class GroupNorm(Base, torch.nn.GroupNorm):
         if isinstance(input, Proxy):
             return self.as_leaf(input, mask=mask, residual=residual, modulation=modulation)
         self.check_channels(input, self.num_channels)
-        weight, bias = self.parameter("weight"), self.parameter("bias")
+        weight, bias = self.weight_and_bias()
         return functional.group_norm(
             input,
             self.num_groups,

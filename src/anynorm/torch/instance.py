@@ -28,12 +28,13 @@ class InstanceNorm(Base, torch.nn.modules.instancenorm._InstanceNorm):
         self._check_input_dim(input)
         is_single = input.dim() == self._get_no_batch_dim()
         self.check_channels(input, self.num_features, 0 if is_single else 1)
+        weight, bias = self.weight_and_bias()
         y = functional.instance_norm(
             input.unsqueeze(0) if is_single else input,
             self.running_mean,
             self.running_var,
-            self.parameter("weight"),
-            self.parameter("bias"),
+            weight,
+            bias,
             self.training or not self.track_running_stats,
             self.momentum if self.momentum is not None else 0.0,
             self.eps,

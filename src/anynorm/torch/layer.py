@@ -57,7 +57,7 @@ class LayerNorm(Base, torch.nn.LayerNorm):
     ) -> Any:
         if isinstance(input, Proxy):
             return self.as_leaf(input, mask=mask, residual=residual, modulation=modulation)
-        weight, bias = self.parameter("weight"), self.parameter("bias")
+        weight, bias = self.weight_and_bias()
         return functional.layer_norm(
             input,
             self.normalized_shape,
@@ -96,10 +96,11 @@ class LayerNorm2d(Base, torch.nn.LayerNorm):
         if isinstance(input, Proxy):
             return self.as_leaf(input, mask=mask, residual=residual, modulation=modulation)
         self.check_channels(input, *self.normalized_shape)
+        weight, bias = self.weight_and_bias()
         return functional.layer_norm2d(
             input,
-            self.parameter("weight"),
-            self.parameter("bias"),
+            weight,
+            bias,
             self.eps,
             mask=mask,
             residual=residual,

@@ -97,7 +97,7 @@ class Norm(Base):
     ) -> Any:
         if isinstance(input, Proxy):
             return self.as_leaf(input, mask=mask, residual=residual, modulation=modulation)
-        weight, bias = self.parameter("weight"), self.parameter("bias")
+        weight, bias = self.weight_and_bias()
         how = operation(residual, modulation, self.activation)
         return how.normalize_checked(input, weight, bias, mask, self._sentence, self.eps)[0]
 

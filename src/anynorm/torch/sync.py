@@ -86,7 +86,7 @@ class SyncBatchNorm(BatchNorm):
             return super().forward(input, mask, residual=residual, modulation=modulation)
         self._check_input_dim(input)
         self.check_channels(input, self.num_features)
-        weight, bias = self.parameter("weight"), self.parameter("bias")
+        weight, bias = self.weight_and_bias()
         fused = Fused(residual, modulation, self.activation)
         y, mean, variance, count = fused.around(
             lambda x: together(x, weight, bias, mask, BATCH, self.eps, group), input, BATCH

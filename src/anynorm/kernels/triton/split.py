@@ -74,10 +74,10 @@ def _keep(
 
 
 @triton.jit
-def _chunks_of(t, reduced, each, per_group, chunk, chunks, KEPT: tl.constexpr):
-    """How many elements the chunk t of a group has."""
+def _counts(t, reduced, each, chunk, chunks, KEPT: tl.constexpr):
+    """How many elements each chunk t of a group has."""
     long = tl.minimum(reduced - (t % chunks) * chunk, chunk)
-    wide = tl.minimum(each - (t // chunks) * KEPT, KEPT) if per_group > 1 else each
+    wide = tl.minimum(each - (t // chunks) * KEPT, KEPT)
     return long.to(tl.float64) * wide
 
 
@@ -171,7 +171,7 @@ def _combined(
         t = start + tl.arange(0, BLOCK)
         mask = there[:, None] & (t < parts)[None, :]
         mean = tl.load(row[:, None] + t[None, :], mask=mask, other=0.0)
-        weight = _chunks_of(t, reduced, each, per_group, chunk, chunks, KEPT)
+        weight = _counts(t, reduced, each, chunk, chunks, KEPT)
         total += tl.sum(tl.where(mask, (mean - base[:, None]) * weight[None, :], 0.0), 1)
     centre = base + total / count
     total = tl.zeros([GROUPS], tl.float64)
@@ -180,6 +180,6 @@ def _combined(
         mask = there[:, None] & (t < parts)[None, :]
         apart = tl.load(row[:, None] + t[None, :], mask=mask, other=0.0) - centre[:, None]
         square = tl.load(row[:, None] + length + t[None, :], mask=mask, other=0.0)
-        weight = _chunks_of(t, reduced, each, per_group, chunk, chunks, KEPT)
+        weight = _counts(t, reduced, each, chunk, chunks, KEPT)
         total += tl.sum(tl.where(mask, square + apart * apart * weight[None, :], 0.0), 1)
     return centre, total / count

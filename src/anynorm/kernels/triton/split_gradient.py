@@ -161,19 +161,8 @@ def project_shared(
         inside = s < segments
         at, there, power, high, low, factor = _statistics(saved_at, outer, tile * KEPT, segments, 1, KEPT, KEPT, True)
         along, level = _means(
-            work_at,
-            at,
-            there,
-            parts,
-            length,
-            reduced.to(tl.float64),
-            s,
-            KEPT,
-            BLOCK,
-            False,
-            REMOVES_MEAN,
-            REMOVES_SCALE,
-        )
+            work_at, at, there, parts, length, reduced, 1, s, KEPT, BLOCK, False, REMOVES_MEAN, REMOVES_SCALE
+        )  # fmt: skip
         mask = inside[:, None] & known[None, :]
         place = places(outer, s, q, segments, reduced, COLUMNS)
         x = tl.load(x_at + place, mask=mask, other=0.0).to(tl.float32)

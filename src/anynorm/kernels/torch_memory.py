@@ -1,7 +1,7 @@
 """Tensors as every kernel of ours takes them: as they lie in memory, with scale, offset and statistics along the runs.
 
-`plan.order` are the tensor's dimensions from outermost to innermost, so that channels_last needs no copy; results lie as
-x does. Tensors must have memory of their own: those of vmap have none.
+`plan.order` are the tensor's dimensions from outermost to innermost, so that channels_last needs no copy; results lie
+as x does. Tensors must have memory of their own: those of vmap have none.
 """
 
 from __future__ import annotations

@@ -7,10 +7,19 @@ from .tiles import centred, normalized, places, scaled
 
 
 @triton.jit
+def _there(inside, elements, reduced, FULL: tl.constexpr):
+    """Which of a part's elements there are; where the parts hold no more than a group (FULL), all of it."""
+    if FULL:
+        return inside[:, None]
+    else:
+        return inside[:, None] & (elements < reduced)[None, :]
+
+
+@triton.jit
 def forward(
     x_at, y_at, scale_at, offset_at, mean_at, variance_at, saved_at,
     segments, reduced, tiles, divisor, modulus, each, root, rstd_of_constant, top,
-    PARTS: tl.constexpr, KEPT: tl.constexpr, COLUMNS: tl.constexpr, AFFINE: tl.constexpr,
+    PARTS: tl.constexpr, FULL: tl.constexpr, KEPT: tl.constexpr, COLUMNS: tl.constexpr, AFFINE: tl.constexpr,
     REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
 ):  # fmt: skip
     """y, mean, variance and saved, each where it is asked for.
@@ -24,7 +33,7 @@ def forward(
     masks = ()
     for i in tl.static_range(len(PARTS)):
         q = i * PARTS[0] + tl.arange(0, PARTS[i])
-        mask = (s < segments)[:, None] & (q < reduced)[None, :]
+        mask = _there(s < segments, q, reduced, FULL)
         at = places(outer, s, q, segments, reduced, COLUMNS)
         xs = xs + (tl.load(x_at + at, mask=mask, other=0.0).to(tl.float32),)
         masks = masks + (mask,)
@@ -73,8 +82,8 @@ def forward(
 def backward(
     x_at, dy_at, scale_at, saved_at, dx_at, sums_at,
     segments, reduced, tiles, total, programs, length, divisor, modulus,
-    PARTS: tl.constexpr, KEPT: tl.constexpr, COLUMNS: tl.constexpr, AFFINE: tl.constexpr, SHARED: tl.constexpr,
-    REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
+    PARTS: tl.constexpr, FULL: tl.constexpr, KEPT: tl.constexpr, COLUMNS: tl.constexpr, AFFINE: tl.constexpr,
+    SHARED: tl.constexpr, REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
 ):  # fmt: skip
     """dx, and what dscale and doffset are summed from.
 
@@ -91,7 +100,7 @@ def backward(
         for index in range(first, total, programs):
             hs, dys = _gradient(
                 x_at, dy_at, scale_at, saved_at, dx_at, sums_at, index, segments, reduced, tiles, length, divisor,
-                modulus, PARTS, KEPT, COLUMNS, AFFINE, SHARED, REMOVES_MEAN, REMOVES_SCALE,
+                modulus, PARTS, FULL, KEPT, COLUMNS, AFFINE, SHARED, REMOVES_MEAN, REMOVES_SCALE,
             )  # fmt: skip
             more_scales = ()
             more_offsets = ()
@@ -108,15 +117,15 @@ def backward(
     else:
         _gradient(
             x_at, dy_at, scale_at, saved_at, dx_at, sums_at, first, segments, reduced, tiles, length, divisor, modulus,
-            PARTS, KEPT, COLUMNS, AFFINE, SHARED, REMOVES_MEAN, REMOVES_SCALE,
+            PARTS, FULL, KEPT, COLUMNS, AFFINE, SHARED, REMOVES_MEAN, REMOVES_SCALE,
         )  # fmt: skip
 
 
 @triton.jit
 def _gradient(
     x_at, dy_at, scale_at, saved_at, dx_at, sums_at, index, segments, reduced, tiles, length, divisor, modulus,
-    PARTS: tl.constexpr, KEPT: tl.constexpr, COLUMNS: tl.constexpr, AFFINE: tl.constexpr, SHARED: tl.constexpr,
-    REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
+    PARTS: tl.constexpr, FULL: tl.constexpr, KEPT: tl.constexpr, COLUMNS: tl.constexpr, AFFINE: tl.constexpr,
+    SHARED: tl.constexpr, REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
 ):  # fmt: skip
     """dx of one tile; h and dy of its parts."""
     outer, tile = index // tiles, index % tiles
@@ -132,7 +141,7 @@ def _gradient(
     sum_dy_h = tl.zeros([KEPT], tl.float32)
     for i in tl.static_range(len(PARTS)):
         q = i * PARTS[0] + tl.arange(0, PARTS[i])
-        mask = inside[:, None] & (q < reduced)[None, :]
+        mask = _there(inside, q, reduced, FULL)
         at = places(outer, s, q, segments, reduced, COLUMNS)
         x = tl.load(x_at + at, mask=mask, other=0.0).to(tl.float32)
         dy = tl.load(dy_at + at, mask=mask, other=0.0).to(tl.float32)
@@ -163,7 +172,7 @@ def _gradient(
         dx = (g - taken) * factor[:, None] * power[:, None]
         if AFFINE == "kept" and scale_at is not None:
             dx = dx * a[:, None]
-        mask = inside[:, None] & (q < reduced)[None, :]
+        mask = _there(inside, q, reduced, FULL)
         at = places(outer, s, q, segments, reduced, COLUMNS)
         tl.store(dx_at + at, dx.to(dx_at.dtype.element_ty), mask=mask)
     return hs, dys

@@ -18,9 +18,10 @@ def _segments(tile, segments, each, step, per_group, KEPT: tl.constexpr, WHOLE: 
         s = tile * step + i
         inside = (i < step) & (s < segments)
         return s, inside, tl.where(inside, i // each, -1), tile * (step // each)
-    within = (tile % per_group) * KEPT + i
-    inside = within < each
-    return (tile // per_group) * each + within, inside, tl.where(inside, 0, -1), tile // per_group
+    else:
+        within = (tile % per_group) * KEPT + i
+        inside = within < each
+        return (tile // per_group) * each + within, inside, tl.where(inside, 0, -1), tile // per_group
 
 
 @triton.jit

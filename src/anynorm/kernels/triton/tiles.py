@@ -1,7 +1,7 @@
 """What the kernels do with a tile in registers: `kept` segments down, the elements that they sum across.
 
-All arithmetic is float32 on differences that are small, scaled by a power of two into a range where nothing overflows or
-vanishes; the mean and what chunks leave for one another are double.
+All arithmetic is float32 on differences that are small, scaled by a power of two into a range where nothing overflows
+or vanishes; the mean and what chunks leave for one another are double.
 """
 
 import triton
@@ -30,7 +30,8 @@ def places(outer, segments_here, elements, segments, reduced, COLUMNS: tl.conste
     if COLUMNS:
         matrix = (outer + tl.zeros([1, 1], tl.int64)) * reduced * segments
         return matrix + elements.to(tl.int64)[None, :] * segments + segments_here[:, None]
-    return segments_here.to(tl.int64)[:, None] * reduced + elements[None, :]
+    else:
+        return segments_here.to(tl.int64)[:, None] * reduced + elements[None, :]
 
 
 @triton.jit
@@ -77,11 +78,12 @@ def centred(xs, masks, count, top, REMOVES_MEAN: tl.constexpr):
             square += tl.sum(d * d, 1)
             exact = exact + (d,)
         return exact, square, mean, power, inverse
-    for i in tl.static_range(len(xs)):
-        d = tl.where(masks[i], xs[i] * power[:, None], 0.0)
-        square += tl.sum(d * d, 1)
-        ds = ds + (d,)
-    return ds, square, tl.zeros_like(square).to(tl.float64), power, inverse
+    else:
+        for i in tl.static_range(len(xs)):
+            d = tl.where(masks[i], xs[i] * power[:, None], 0.0)
+            square += tl.sum(d * d, 1)
+            ds = ds + (d,)
+        return ds, square, tl.zeros_like(square).to(tl.float64), power, inverse
 
 
 @triton.jit
@@ -109,8 +111,9 @@ def merged(values, owner, GROUPS: tl.constexpr, MERGES: tl.constexpr):
     """The sum over each group's segments."""
     if not MERGES:
         return values
-    mine = owner[None, :] == tl.arange(0, GROUPS)[:, None]
-    return tl.sum(tl.where(mine, values[None, :], 0.0), 1)
+    else:
+        mine = owner[None, :] == tl.arange(0, GROUPS)[:, None]
+        return tl.sum(tl.where(mine, values[None, :], 0.0), 1)
 
 
 @triton.jit
@@ -118,5 +121,6 @@ def spread(values, owner, GROUPS: tl.constexpr, MERGES: tl.constexpr):
     """Each segment's from its group's."""
     if not MERGES:
         return values
-    mine = owner[None, :] == tl.arange(0, GROUPS)[:, None]
-    return tl.sum(tl.where(mine, values[:, None], 0.0), 0)
+    else:
+        mine = owner[None, :] == tl.arange(0, GROUPS)[:, None]
+        return tl.sum(tl.where(mine, values[:, None], 0.0), 0)

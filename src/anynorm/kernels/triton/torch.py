@@ -80,8 +80,8 @@ def _forward(
             across = -(-segments // tiles.kept)
             held.forward[(g.outer * across,)](
                 x, y, scale, offset, mean, variance, saved, segments, g.count, across, g.divisor, g.modulus, g.each,
-                root, constant, top, PARTS=tiles.parts, KEPT=tiles.kept, COLUMNS=g.columns,
-                AFFINE="stretches" if g.each > 1 else g.affine, num_warps=tiles.warps, **removes, **_OPTIONS,
+                root, constant, top, **_parts(g, tiles), AFFINE="stretches" if g.each > 1 else g.affine,
+                num_warps=tiles.warps, **removes, **_OPTIONS,
             )  # fmt: skip
             return
         cut = split_table(g, False)
@@ -159,8 +159,7 @@ def _backward_held(
     sums = x.new_empty(2 * length, dtype=torch.float32)
     held.backward[(programs,)](
         x, dy, scale, saved, dx, sums, g.segments, g.reduced, across, total, programs, length, g.divisor, g.modulus,
-        PARTS=tiles.parts, KEPT=tiles.kept, COLUMNS=g.columns, AFFINE=g.affine, SHARED=tiles.programs > 0,
-        num_warps=tiles.warps, **removes, **_OPTIONS,
+        **_parts(g, tiles), AFFINE=g.affine, SHARED=tiles.programs > 0, num_warps=tiles.warps, **removes, **_OPTIONS,
     )  # fmt: skip
     return sums
 
@@ -211,6 +210,12 @@ def _smalls(scale: Array | None, offset: Array | None, x: Array, plan: Plan) -> 
         if values is not None and values.device != x.device:
             raise ValueError(f"x is on {x.device}, and scale or offset on {values.device}: move them to one device")
     return small(scale, x, plan), small(offset, x, plan)
+
+
+def _parts(g: Geometry, tiles: Held) -> dict[str, Any]:
+    return {
+        "PARTS": tiles.parts, "FULL": sum(tiles.parts) == g.count, "KEPT": tiles.kept, "COLUMNS": g.columns,
+    }  # fmt: skip
 
 
 def _cut(g: Geometry, cut: Split) -> tuple[int, ...]:

@@ -1,9 +1,14 @@
 """Settings that must stand before any framework is imported."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 
 import pytest
+
+# torch's compiler imports it, and after TensorFlow that would end the process: both bring LLVM.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 # Needs the old libraries.
 collect_ignore = ["old_files"]

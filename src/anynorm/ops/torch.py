@@ -10,7 +10,6 @@ import torch
 from torch.autograd import forward_ad
 
 from ..kernels import composed
-from ..kernels.cpu import torch as kernels
 from ..kernels.select import forced_by_environment
 from ..plan import Plan
 from ..precision import checked_eps
@@ -18,6 +17,7 @@ from ..spec import NormSpec, spec_of
 from . import torch_arrays, torch_compile, torch_given
 from .checks import check_mask, check_shapes, written
 from .torch_arrays import Verbs
+from .torch_constant import constant
 
 Array = Any
 
@@ -32,7 +32,7 @@ def is_traced() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
 
 
-@torch.compiler.assume_constant_result
+@constant
 def sentence(pattern: str, affine: Any, remove: Any, sizes: tuple[tuple[str, int], ...]) -> str:
     """A specification as the string that operators take; torch.compile does not read how it comes about."""
     return spec_of(pattern, affine, remove, sizes).encode()
@@ -64,8 +64,8 @@ def normalize(
     """y, mean and variance; the two statistics carry no gradient (`moments` does)."""
     if is_traced():
         return normalize_traced(x, scale, offset, mask, spec.encode(), eps, kernel)
-    plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
-    return _run(x, scale, offset, mask, plan, chosen, eps, kernel, True)
+    plan, door = torch_arrays.choice(x, mask, spec, kernel)
+    return _run(x, scale, offset, mask, plan, door, eps, kernel, True)
 
 
 def normalize_checked(
@@ -87,16 +87,16 @@ def normalize_checked(
     """
     if is_traced():
         return normalize_traced(x, scale, offset, mask, sentence, eps, None, erasing)
-    plan, chosen, eps = _choose(x, scale, offset, sentence, eps, mask is not None, erasing)
+    plan, door, eps = _choose(x, scale, offset, sentence, eps, mask is not None, erasing)
     if mask is not None:
         check_mask(_THIS, x, mask)
-    return _run(x, scale, offset, mask, plan, chosen, eps, None, statistics)
+    return _run(x, scale, offset, mask, plan, door, eps, None, statistics)
 
 
 def _choose(
     x: Array, scale: Array | None, offset: Array | None, sentence: str, eps: float, masked: bool, erasing: bool
-) -> tuple[Plan, str, float]:
-    """The plan, the kernel and eps, after all checks; cached by what they depend on."""
+) -> tuple[Plan, Any, float]:
+    """The plan, the kernel's door and eps, after all checks; cached by what they depend on."""
     return _checked_choice(
         x.shape,
         x.stride(),
@@ -125,11 +125,11 @@ def _checked_choice(
     eps: float,
     masked: bool,
     erasing: bool,
-) -> tuple[Plan, str, float]:
+) -> tuple[Plan, Any, float]:
     spec = NormSpec.decode(sentence)
     check_shapes(torch_arrays.name_of(dtype), tuple(shape), scale, offset, spec, erasing)
-    plan, chosen = torch_arrays.choice_of(shape, strides, dtype, device, spec, forced, masked)
-    return plan, chosen, checked_eps(eps)
+    plan, door = torch_arrays.choice_of(shape, strides, dtype, device, spec, forced, masked)
+    return plan, door, checked_eps(eps)
 
 
 def _run(
@@ -138,16 +138,16 @@ def _run(
     offset: Array | None,
     mask: Array | None,
     plan: Plan,
-    chosen: str,
+    door: Any,
     eps: float,
     kernel: str | None,
     statistics: bool,
 ) -> tuple[Array, Array, Array]:
-    if chosen == "cpu" and _plain(x, scale, offset):
+    if door is not None and _plain(x, scale, offset):
         if _wants(x, scale, offset):
-            y, mean, variance = _Kernel.apply(x, scale, offset, plan, eps, statistics)
+            y, mean, variance = _Kernel.apply(x, scale, offset, plan, eps, statistics, door)
         else:
-            y, mean, variance, _ = kernels.forward(x, scale, offset, plan, eps, statistics=statistics, gradient=False)
+            y, mean, variance, _ = door.forward(x, scale, offset, plan, eps, statistics=statistics, gradient=False)
         return y, *(torch_arrays.kept_from_runs(x, mean, variance, plan) if statistics else (None, None))
     y, mean, variance, *_ = _Normalize.apply(x, scale, offset, mask, plan, eps, kernel)
     return y, mean, variance
@@ -166,14 +166,14 @@ def normalize_into(
     """y written into `out`, which may be x; without a gradient."""
     if _wants(x, scale, offset, out):
         raise ValueError("what is written into out= has no gradient: call it under torch.no_grad()")
-    plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
-    if chosen == "cpu" and _plain(x, scale, offset, out) and kernels.can_write(out, x, scale, offset, plan):
-        kernels.forward(x, scale, offset, plan, eps, out)
+    plan, door = torch_arrays.choice(x, mask, spec, kernel)
+    if door is not None and _plain(x, scale, offset, out) and door.can_write(out, x, scale, offset, plan):
+        door.forward(x, scale, offset, plan, eps, out)
         return out
     return out.copy_(normalize(x, scale, offset, mask, spec, eps, kernel)[0])
 
 
-def _plain(*arrays: Array | None) -> bool:
+def _plain(*arrays: Any) -> bool:
     """Whether all have memory of their own with their values in it.
 
     The tensors of torch.func's transforms have none, and neither have zeros that autograd makes up; a lazily negated
@@ -182,8 +182,9 @@ def _plain(*arrays: Array | None) -> bool:
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     # A generator would take as long as all that it asks.
+    on_cpu = arrays[0].is_cpu
     for a in arrays:
-        if a is not None and (type(a) not in _PLAIN or not a.is_cpu or a.is_neg() or a._is_zerotensor()):
+        if a is not None and (type(a) not in _PLAIN or a.is_cpu is not on_cpu or a.is_neg() or a._is_zerotensor()):
             return False
     return True
 
@@ -198,7 +199,7 @@ def _wants(*arrays: Array | None) -> bool:
 
 
 class _Kernel(torch.autograd.Function):
-    """The CPU kernel with its own gradient rule.
+    """A kernel of our own with its own gradient rule.
 
     A second derivative needs the first to be differentiable itself, and a batch of cotangents has no memory of its own:
     then the composed formula computes.
@@ -206,11 +207,11 @@ class _Kernel(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Array, scale: Array, offset: Array, plan: Plan, eps: float, statistics: bool
+        ctx: Any, x: Array, scale: Array, offset: Array, plan: Plan, eps: float, statistics: bool, door: Any
     ) -> tuple[Array | None, ...]:
-        y, mean, variance, saved = kernels.forward(x, scale, offset, plan, eps, statistics=statistics)
+        y, mean, variance, saved = door.forward(x, scale, offset, plan, eps, statistics=statistics)
         # Of the offset only its shape and type are needed.
-        ctx.plan, ctx.eps, ctx.offset = plan, eps, offset
+        ctx.plan, ctx.eps, ctx.offset, ctx.door = plan, eps, offset, door
         ctx.save_for_backward(x, scale, saved)
         ctx.save_for_forward(x, scale)
         if statistics:
@@ -222,8 +223,8 @@ class _Kernel(torch.autograd.Function):
         (x, scale, saved), offset = ctx.saved_tensors, ctx.offset
         batched = torch._C._functorch.is_legacy_batchedtensor(dy)
         if not torch.is_grad_enabled() and not batched and _plain(x, dy):
-            return *kernels.backward(x, dy, scale, offset, saved, ctx.plan, ctx.eps), None, None, None
-        return *torch_arrays.backward(x, dy, scale, offset, None, ctx.plan, ctx.eps), None, None, None
+            return *ctx.door.backward(x, dy, scale, offset, saved, ctx.plan, ctx.eps), None, None, None, None
+        return *torch_arrays.backward(x, dy, scale, offset, None, ctx.plan, ctx.eps), None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, t: Array, t_scale: Array, t_offset: Array, *_: Any) -> tuple[Array | None, ...]:
@@ -277,11 +278,12 @@ def moments(x: Array, mask: Array | None, spec: NormSpec, kernel: str | None = N
     """Mean and variance, differentiable."""
     if is_traced():
         return moments_traced(x, mask, spec.encode(), kernel)
-    plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
+    plan, door = torch_arrays.choice(x, mask, spec, kernel)
     # Their derivative is composed, so that where one may be asked for the whole is.
-    if chosen != "cpu" or _wants(x) or not _plain(x):
+    if door is None or _wants(x) or not _plain(x):
         return torch_arrays.moments(x, mask, plan)
-    return torch_arrays.kept_from_runs(x, *kernels.moments(x, plan), plan)
+    mean, variance = door.moments(x, plan)
+    return torch_arrays.kept_from_runs(x, mean, variance, plan)
 
 
 normalize_traced, moments_traced = torch_compile.normalize, torch_compile.moments
@@ -300,7 +302,7 @@ def apply_checked(
     """`apply` for arrays that nobody has looked at yet."""
     if is_traced():
         return torch_given.apply(x, mean, variance, scale, offset, sentence, eps)
-    plan, chosen, eps = _choose(x, scale, offset, sentence, eps, False, False)
+    plan, door, eps = _choose(x, scale, offset, sentence, eps, False, False)
     kept = plan.kept.shape
     if mean.shape != kept or variance.shape != kept:
         raise ValueError(
@@ -308,6 +310,6 @@ def apply_checked(
             f"{written(tuple(mean.shape))} and {written(tuple(variance.shape))}"
         )
     given = (x, mean, variance, scale, offset)
-    if chosen == "cpu" and not _wants(*given) and _plain(*given):
-        return kernels.apply(*given, plan, eps)
+    if door is not None and not _wants(*given) and _plain(*given):
+        return door.apply(*given, plan, eps)
     return torch_given.apply(x, mean, variance, scale, offset, sentence, eps)

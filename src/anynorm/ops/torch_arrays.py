@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..kernels import composed, torch_native
+from ..kernels.cpu import torch as cpu
 from ..kernels.select import forced_by_environment, select
 from ..plan import Plan
 from ..plan import plan as make_plan
@@ -105,8 +106,11 @@ def plan_of(x: Array, spec: NormSpec) -> Plan:
     return make_plan(spec, tuple(x.shape), _memory_order(tuple(x.shape), x.stride()))
 
 
-def choice(x: Array, mask: Array | None, spec: NormSpec, forced: str | None) -> tuple[Plan, str]:
-    """The plan for x as it lies in memory, and the name of the kernel that computes it."""
+def choice(x: Array, mask: Array | None, spec: NormSpec, forced: str | None) -> tuple[Plan, Any]:
+    """The plan for x as it lies in memory, and the door to the kernel that computes it; None where `forward` here does.
+
+    A door is a module that takes tensors to a kernel of our own: kernels/cpu/torch.py and those like it.
+    """
     return choice_of(x.shape, x.stride(), x.dtype, x.device, spec, forced or forced_by_environment(), mask is not None)
 
 
@@ -119,9 +123,18 @@ def choice_of(
     spec: NormSpec,
     forced: str | None,
     masked: bool,
-) -> tuple[Plan, str]:
+) -> tuple[Plan, Any]:
     plan = make_plan(spec, tuple(shape), _memory_order(tuple(shape), strides))
-    return plan, select(plan, "torch", device.type, name_of(dtype), forced, masked).kernel
+    return plan, _door(select(plan, "torch", device.type, name_of(dtype), forced, masked).kernel)
+
+
+def _door(kernel: str) -> Any:
+    """Triton takes a second to import, which only those wait for whose tensors it serves."""
+    if kernel == "triton":
+        from ..kernels.triton import torch as triton
+
+        return triton
+    return cpu if kernel == "cpu" else None
 
 
 def forward(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..spec import NormSpec, affine_names
+from .torch_constant import constant
 
 Array = Any
 
@@ -32,7 +33,7 @@ def apply(
     return y.to(x.dtype)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def whole_axes(sentence: str, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The dimensions over which statistics are kept, and those with scale and offset."""
     return _cached_whole_axes(sentence, rank)

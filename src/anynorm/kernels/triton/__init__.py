@@ -9,7 +9,10 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import sys
 from functools import lru_cache
+
+from .table import geometry as geometry
 
 # bfloat16 arithmetic and asynchronous copies begin there.
 LEAST_CAPABILITY = (8, 0)
@@ -31,7 +34,21 @@ def why_not() -> str:
     """
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
-    return "" if interpreted() else _why_no_device()
+    return "" if interpreted() else _why_no_device() or _why_no_import()
+
+
+def _why_no_import() -> str:
+    """Last, for it takes a second."""
+    if sys.modules.get("tensorflow") and not sys.modules.get("triton"):
+        return (
+            "TensorFlow was imported before Triton, and importing Triton now would end the process, since both bring "
+            "LLVM: import triton first"
+        )
+    try:
+        import triton  # noqa: F401
+    except Exception as error:  # whatever its libraries raise
+        return f"triton is installed and cannot be imported: {error}"
+    return ""
 
 
 def _why_no_device() -> str:

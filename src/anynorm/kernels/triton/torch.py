@@ -5,7 +5,7 @@ Nothing here waits for the device or depends on values, so that all of it can be
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -132,7 +132,7 @@ def backward(
             sums = _backward_split(x, dy, scale, saved, dx, g, removes, given)
         else:
             sums = _backward_held(x, dy, scale, saved, dx, g, tiles, removes)
-        if given:
+        if sums is not None and given:
             length = sums.numel() // 2
             before, channels, behind, wide, block = gathered(g, length)
             split_gradient.gather[(-(-channels // wide),)](
@@ -247,7 +247,7 @@ def _processors(device: torch.device) -> int:
     return 2 if interpreted() else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _on(device: torch.device) -> AbstractContextManager[Any]:
+def _on(device: torch.device) -> Any:
     """Triton launches on the current device, which may be another than the tensors'."""
     if device.type == "cpu" or device.index == torch.cuda.current_device():
         return nullcontext()

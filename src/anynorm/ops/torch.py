@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from ..kernels import composed
 from ..kernels.select import forced_by_environment
+from ..kernels.torch_memory import can_write
 from ..plan import Plan
 from ..precision import checked_eps
 from ..spec import NormSpec, spec_of
@@ -167,7 +168,7 @@ def normalize_into(
     if _wants(x, scale, offset, out):
         raise ValueError("what is written into out= has no gradient: call it under torch.no_grad()")
     plan, door = torch_arrays.choice(x, mask, spec, kernel)
-    if door is not None and _plain(x, scale, offset, out) and door.can_write(out, x, scale, offset, plan):
+    if door is not None and _plain(x, scale, offset, out) and can_write(out, x, scale, offset, plan):
         door.forward(x, scale, offset, plan, eps, out)
         return out
     return out.copy_(normalize(x, scale, offset, mask, spec, eps, kernel)[0])

@@ -29,6 +29,8 @@ from ...plan import Plan, Run
 TILE = 4096
 # Up to here a row stays in registers; the gradient holds x, dy and, where each element has a scale, two sums of it.
 HELD, HELD_GRADIENT, HELD_SUMS = 16384, 16384, 8192
+# Of rows in half precision twice as many fit, beside their scale.
+HELD_HALF = 32768
 # More lanes of a tile than this may not idle.
 WASTE = 0.25
 # A sector of memory is read whole: so much must lie side by side.
@@ -223,7 +225,8 @@ def held(g: Geometry, itemsize: int, gradient: bool, processors: int) -> Held | 
     if g.each > 1 and (g.columns or gradient):
         return None
     sums = gradient and g.affine == "reduced"
-    most = HELD_SUMS if sums else HELD_GRADIENT if gradient else HELD
+    rows = not g.columns and g.each == 1
+    most = HELD_SUMS if sums else HELD_GRADIENT if gradient else HELD_HALF if rows and itemsize == 2 else HELD
     tile = sum(parts(g.count))
     least = min(SECTOR // itemsize, padded(g.segments)) if g.columns else 1
     if tile * least > most:

@@ -6,10 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import triton
+import triton.language as tl
 from cases import BY_NAME
 from triton_runs import arrays, check, small_tiles
 
+from anynorm.kernels import triton as kernels
 from anynorm.kernels.triton import interpreted
+from anynorm.kernels.triton.split import _counts
+from anynorm.kernels.triton.tiles import scaled
 
 pytestmark = [
     pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1 before Triton is imported"),
@@ -46,39 +51,27 @@ def exchanged(one: str, other: str) -> Callable[[Any], Any]:
     return lambda kernel: Told(kernel, lambda named: named.update({one: named[other], other: named[one]}))
 
 
-def unscaled(powers: Any) -> Any:
+def instead(wrong: Any) -> Callable[[Any], Any]:
+    return lambda right: wrong
+
+
+@triton.jit
+def unscaled(bits):
     """Every power of two is 1."""
-    import triton
-    import triton.language as tl
-
-    @triton.jit
-    def wrong(bits):
-        return tl.zeros_like(bits).to(tl.float32) + 1.0, tl.zeros_like(bits).to(tl.float32) + 1.0
-
-    return wrong
+    return tl.zeros_like(bits).to(tl.float32) + 1.0, tl.zeros_like(bits).to(tl.float32) + 1.0
 
 
-def rounded(scaled: Any) -> Any:
+@triton.jit
+def rounded(mean, rstd):
     """The mean is one float32."""
-    import triton
-
-    @triton.jit
-    def wrong(mean, rstd):
-        power, high, low, factor = scaled(mean, rstd)
-        return power, high, low * 0.0, factor
-
-    return wrong
+    power, high, low, factor = scaled(mean, rstd)
+    return power, high, low * 0.0, factor
 
 
-def alike(counts: Any) -> Any:
-    """Every chunk is taken to be full."""
-    import triton
-
-    @triton.jit
-    def wrong(t, reduced, each, chunk, chunks, KEPT):  # noqa: N803
-        return counts(t * 0, reduced, each, chunk, chunks, KEPT)
-
-    return wrong
+@triton.jit
+def full(t, reduced, each, chunk, chunks, KEPT):  # noqa: N803
+    """Every chunk is taken to be as long as the first."""
+    return _counts(t * 0, reduced, each, chunk, chunks, KEPT)
 
 
 # What is wrong: the module, what is changed in it and how; then a case that sees it, and whether its groups are cut.
@@ -94,27 +87,24 @@ MUTANTS: dict[str, tuple[str, str, Callable[[Any], Any], str, bool, dict[str, fl
     "eps left out": ("split", "apply", told(root=0.0), GROUP, True, {}),
     "last element skipped": ("split", "statistics", less("reduced"), GROUP, True, {}),
     "last sum skipped": ("split_gradient", "gather", less("before"), GROUP, True, {}),
-    "chunks of one length": ("split", "_counts", alike, GROUP, True, {"mean": 30.0}),
+    "chunks of one length": ("split", "_counts", instead(full), GROUP, True, {"mean": 30.0}),
     "scale's and offset's gradients exchanged": (
         "split_gradient", "gather", exchanged("dscale_at", "doffset_at"), ROWS, False, {}
     ),
-    "the mean in one float32": ("split", "scaled", rounded, GROUP, True, {"mean": 1e6}),
-    "the mean in one float32, gradient": ("held", "scaled", rounded, ROWS, False, {"mean": 1e6}),
-    "never scaled": ("tiles", "powers", unscaled, ROWS, False, {"mean": 0.0, "std": 1e30}),
+    "the mean in one float32": ("split", "scaled", instead(rounded), GROUP, True, {"mean": 1e6}),
+    "the mean in one float32, gradient": ("held", "scaled", instead(rounded), ROWS, False, {"mean": 1e6}),
+    "never scaled": ("tiles", "powers", instead(unscaled), ROWS, False, {"mean": 0.0, "std": 1e30}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_is_caught(name, monkeypatch):
-    import anynorm.kernels.triton.torch  # noqa: F401
-    from anynorm.kernels import triton
-
     module, function, change, case, cut, how = MUTANTS[name]
     if cut:
         small_tiles(monkeypatch)
     values = arrays(BY_NAME[case], **how)
     check(BY_NAME[case], *values)
-    module = getattr(triton, module)
+    module = getattr(kernels, module)
     monkeypatch.setattr(module, function, change(getattr(module, function)))
     with pytest.raises(AssertionError):
         check(BY_NAME[case], *values)

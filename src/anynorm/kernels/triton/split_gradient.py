@@ -198,6 +198,6 @@ def gather(
         if doffset_at is not None:
             other += tl.load(at + length, mask=mask, other=0.0).to(tl.float64)
     if dscale_at is not None:
-        tl.store(dscale_at + channel, tl.sum(one, 0).to(dscale_at.dtype.element_ty), mask=known)
+        tl.store(dscale_at + channel, tl.sum(one, 0).to(tl.float32).to(dscale_at.dtype.element_ty), mask=known)
     if doffset_at is not None:
-        tl.store(doffset_at + channel, tl.sum(other, 0).to(doffset_at.dtype.element_ty), mask=known)
+        tl.store(doffset_at + channel, tl.sum(other, 0).to(tl.float32).to(doffset_at.dtype.element_ty), mask=known)

@@ -1,11 +1,16 @@
 """Settings that must stand before any framework is imported."""
 
+import contextlib
 import os
 import random
 import sys
 from collections.abc import Iterator
 
 import pytest
+
+# torch's compiler imports it, and after TensorFlow that would end the process: both bring LLVM.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 # Needs the old libraries.
 collect_ignore = ["old_files"]

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = Path(anynorm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 FRAMEWORKS = ("torch", "jax", "tensorflow", "keras", "flax")
-HEAVY = (*FRAMEWORKS, "h5py", "matplotlib", "click", "rich", "mlxtend")
+HEAVY = (*FRAMEWORKS, "triton", "h5py", "matplotlib", "click", "rich", "mlxtend")
 
 # What each part of the package may import of the others.
 MAY_IMPORT = {

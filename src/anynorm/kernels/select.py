@@ -1,6 +1,7 @@
 """Which kernel computes a normalization, and why: the one run-time choice, pure and printable.
 
 cpu        anynorm's own loops for CPUs, wherever they have loops for the runs at hand
+triton     anynorm's own loops for GPUs, on NVIDIA devices, wherever they have loops for the runs at hand
 native     the framework's own kernel, where its answer keeps the precision contract and anynorm's own are missing
 composed   the formula in the framework's primitives: the answer everywhere else
 """
@@ -14,10 +15,10 @@ from functools import lru_cache
 
 from ..plan import Plan
 from ..precision import statistics_dtype
-from . import cpu
+from . import cpu, triton
 
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
-KERNELS = ("cpu", "native", "composed")
+KERNELS = ("cpu", "triton", "native", "composed")
 # The environment variable that forces one of them.
 VARIABLE = "ANYNORM_KERNEL"
 
@@ -77,6 +78,7 @@ def _select(plan: Plan, framework: str, device: str, dtype: str, forced: str | N
         raise ValueError(f'there is no kernel "{forced}" ({VARIABLE} or kernel=); there are {", ".join(KERNELS)}')
     why_not = {
         "cpu": _why_not_cpu(plan, framework, device, masked),
+        "triton": _why_not_triton(plan, framework, device, dtype, masked),
         "native": _why_not_native(plan, framework, device, masked),
     }
     if forced is not None and why_not.get(forced):
@@ -87,12 +89,17 @@ def _select(plan: Plan, framework: str, device: str, dtype: str, forced: str | N
     if "cpu" in able:
         note = _NOTES.get(framework, "")
         return Choice("cpu", f"anynorm's own loops for CPUs, statistics in {statistics} and double{note}")
+    # The interpreter is for tests, and nobody else's choice.
+    if "triton" in able and (forced or device != "cpu"):
+        return Choice("triton", f"anynorm's own loops for GPUs, statistics in {statistics} and double")
     if "native" in able:
         return Choice(
             "native",
             f"{framework}'s own kernel for rows, statistics in {statistics}; rows outside its precise range go to "
             f"composed; not cpu: {why_not['cpu']}",
         )
+    if device == "cpu":
+        del why_not["triton"]
     reasons = "it was asked for" if forced else "; ".join(why_not.values())
     work = "float64" if framework == "numpy" else statistics
     return Choice(
@@ -115,6 +122,25 @@ def _why_not_cpu(plan: Plan, framework: str, device: str, masked: bool) -> str:
         return "the CPU kernels need to know every length"
     if not cpu.supports(plan):
         return f"the CPU kernels have no loops for runs of this order, {plan}"
+    return ""
+
+
+def _why_not_triton(plan: Plan, framework: str, device: str, dtype: str, masked: bool) -> str:
+    """The reason why anynorm's loops for GPUs do not serve; empty where they do."""
+    if framework != "torch":
+        return "the Triton kernels are for torch"
+    if device != "cuda" and not (device == "cpu" and triton.interpreted()):
+        return "the Triton kernels are for CUDA devices"
+    if triton.why_not():
+        return triton.why_not()
+    if dtype not in triton.DTYPES:
+        return f"the Triton kernels compute in float32, and this is {dtype}"
+    if masked:
+        return "the Triton kernels take no mask"
+    if triton.geometry(plan) is None:
+        return (
+            f"the Triton kernels have no loops for {'an empty array' if plan.empty else f'runs of this order, {plan}'}"
+        )
     return ""
 
 

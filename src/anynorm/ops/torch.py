@@ -10,14 +10,15 @@ import torch
 from torch.autograd import forward_ad
 
 from ..kernels import composed
-from ..kernels.cpu import torch as kernels
 from ..kernels.select import forced_by_environment
+from ..kernels.torch_memory import can_write
 from ..plan import Plan
 from ..precision import checked_eps
 from ..spec import NormSpec, spec_of
 from . import torch_arrays, torch_compile, torch_given
 from .checks import check_mask, check_shapes, written
 from .torch_arrays import Verbs, plain, wants
+from .torch_constant import constant
 
 Array = Any
 
@@ -31,7 +32,7 @@ def is_traced() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
 
 
-@torch.compiler.assume_constant_result
+@constant
 def sentence(pattern: str, affine: Any, remove: Any, sizes: tuple[tuple[str, int], ...]) -> str:
     """A specification as the string that operators take; torch.compile does not read how it comes about."""
     return spec_of(pattern, affine, remove, sizes).encode()
@@ -63,8 +64,8 @@ def normalize(
     """y, mean and variance; the two statistics carry no gradient (`moments` does)."""
     if is_traced():
         return normalize_traced(x, scale, offset, mask, spec.encode(), eps, kernel)
-    plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
-    return _run(x, scale, offset, mask, plan, chosen, eps, kernel, True)
+    plan, door = torch_arrays.choice(x, mask, spec, kernel)
+    return _run(x, scale, offset, mask, plan, door, eps, kernel, True)
 
 
 def normalize_checked(
@@ -86,16 +87,16 @@ def normalize_checked(
     """
     if is_traced():
         return normalize_traced(x, scale, offset, mask, sentence, eps, None, erasing)
-    plan, chosen, eps = _choose(x, scale, offset, sentence, eps, mask is not None, erasing)
+    plan, door, eps = _choose(x, scale, offset, sentence, eps, mask is not None, erasing)
     if mask is not None:
         check_mask(_THIS, x, mask)
-    return _run(x, scale, offset, mask, plan, chosen, eps, None, statistics)
+    return _run(x, scale, offset, mask, plan, door, eps, None, statistics)
 
 
 def _choose(
     x: Array, scale: Array | None, offset: Array | None, sentence: str, eps: float, masked: bool, erasing: bool
-) -> tuple[Plan, str, float]:
-    """The plan, the kernel and eps, after all checks; cached by what they depend on."""
+) -> tuple[Plan, Any, float]:
+    """The plan, the kernel's door and eps, after all checks; cached by what they depend on."""
     return _checked_choice(
         x.shape,
         x.stride(),
@@ -124,11 +125,11 @@ def _checked_choice(
     eps: float,
     masked: bool,
     erasing: bool,
-) -> tuple[Plan, str, float]:
+) -> tuple[Plan, Any, float]:
     spec = NormSpec.decode(sentence)
     check_shapes(torch_arrays.name_of(dtype), tuple(shape), scale, offset, spec, erasing)
-    plan, chosen = torch_arrays.choice_of(shape, strides, dtype, device, spec, forced, masked)
-    return plan, chosen, checked_eps(eps)
+    plan, door = torch_arrays.choice_of(shape, strides, dtype, device, spec, forced, masked)
+    return plan, door, checked_eps(eps)
 
 
 def _run(
@@ -137,17 +138,17 @@ def _run(
     offset: Array | None,
     mask: Array | None,
     plan: Plan,
-    chosen: str,
+    door: Any,
     eps: float,
     kernel: str | None,
     statistics: bool,
 ) -> tuple[Array, Array, Array]:
-    if chosen == "cpu" and plain(x, scale, offset):
+    if door is not None and plain(x, scale, offset):
         if wants(x, scale, offset):
-            out = _apply_kernel(x, scale, offset, plan, eps, statistics)
+            out = _apply_kernel(x, scale, offset, plan, eps, statistics, door)
             y, mean, variance = out if statistics else (out, None, None)
         else:
-            y, mean, variance, _ = kernels.forward(x, scale, offset, plan, eps, statistics=statistics, gradient=False)
+            y, mean, variance, _ = door.forward(x, scale, offset, plan, eps, statistics=statistics, gradient=False)
         return y, *(torch_arrays.kept_from_runs(x, mean, variance, plan) if statistics else (None, None))
     y, mean, variance, *_ = _Normalize.apply(x, scale, offset, mask, plan, eps, kernel)
     return y, mean, variance
@@ -166,15 +167,15 @@ def normalize_into(
     """y written into `out`, which may be x; without a gradient."""
     if wants(x, scale, offset, out):
         raise ValueError("what is written into out= has no gradient: call it under torch.no_grad()")
-    plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
-    if chosen == "cpu" and plain(x, scale, offset, out) and kernels.can_write(out, x, scale, offset, plan):
-        kernels.forward(x, scale, offset, plan, eps, out)
+    plan, door = torch_arrays.choice(x, mask, spec, kernel)
+    if door is not None and plain(x, scale, offset, out) and can_write(out, x, scale, offset, plan):
+        door.forward(x, scale, offset, plan, eps, out)
         return out
     return out.copy_(normalize(x, scale, offset, mask, spec, eps, kernel)[0])
 
 
 class _Kernel(torch.autograd.Function):
-    """The CPU kernel with its own gradient rule.
+    """A kernel of our own with its own gradient rule.
 
     A second derivative needs the first to be differentiable itself, and a batch of cotangents has no memory of its own:
     then the composed formula computes.
@@ -182,11 +183,11 @@ class _Kernel(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Array, scale: Array, offset: Array, plan: Plan, eps: float, statistics: bool
+        ctx: Any, x: Array, scale: Array, offset: Array, plan: Plan, eps: float, statistics: bool, door: Any
     ) -> Array | tuple[Array, ...]:
-        y, mean, variance, saved = kernels.forward(x, scale, offset, plan, eps, statistics=statistics)
+        y, mean, variance, saved = door.forward(x, scale, offset, plan, eps, statistics=statistics)
         # Of the offset only its shape and type are needed.
-        ctx.given = offset, plan, eps, statistics
+        ctx.given = offset, plan, eps, statistics, door
         ctx.save_for_backward(x, scale, saved)
         if forward_ad._current_level >= 0:
             ctx.save_for_forward(x, scale)
@@ -198,16 +199,16 @@ class _Kernel(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Array, *_: Any) -> tuple[Array | None, ...]:
         x, scale, saved = ctx.saved_tensors
-        offset, plan, eps, _ = ctx.given
+        offset, plan, eps, _, door = ctx.given
         batched = torch._C._functorch.is_legacy_batchedtensor(dy)
         if not torch.is_grad_enabled() and not batched and plain(x, dy):
-            return *kernels.backward(x, dy, scale, offset, saved, plan, eps), None, None, None
-        return *torch_arrays.backward(x, dy, scale, offset, None, plan, eps), None, None, None
+            return *door.backward(x, dy, scale, offset, saved, plan, eps), None, None, None, None
+        return *torch_arrays.backward(x, dy, scale, offset, None, plan, eps), None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, t: Array, t_scale: Array, t_offset: Array, *_: Any) -> Array | tuple[Array | None, ...]:
         x, scale = ctx.saved_tensors
-        _, plan, eps, statistics = ctx.given
+        _, plan, eps, statistics, _ = ctx.given
         t = torch.zeros_like(x) if t is None else t
         out = _tangent(x, t, scale, t_scale, t_offset, None, plan, eps)
         return (out, None, None) if statistics else out
@@ -271,11 +272,12 @@ def moments(x: Array, mask: Array | None, spec: NormSpec, kernel: str | None = N
     """Mean and variance, differentiable."""
     if is_traced():
         return moments_traced(x, mask, spec.encode(), kernel)
-    plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
+    plan, door = torch_arrays.choice(x, mask, spec, kernel)
     # Their derivative is composed, so that where one may be asked for the whole is.
-    if chosen != "cpu" or wants(x) or not plain(x):
+    if door is None or wants(x) or not plain(x):
         return torch_arrays.moments(x, mask, plan)
-    return torch_arrays.kept_from_runs(x, *kernels.moments(x, plan), plan)
+    mean, variance = door.moments(x, plan)
+    return torch_arrays.kept_from_runs(x, mean, variance, plan)
 
 
 normalize_traced, moments_traced = torch_compile.normalize, torch_compile.moments
@@ -295,15 +297,15 @@ def apply_checked(
     """`apply` for arrays that nobody has looked at yet."""
     if is_traced():
         return torch_given.apply(x, mean, variance, scale, offset, sentence, eps)
-    plan, chosen, eps = _choose(x, scale, offset, sentence, eps, False, False)
+    plan, door, eps = _choose(x, scale, offset, sentence, eps, False, False)
     kept = plan.kept.shape
     if mean.shape != kept or variance.shape != kept:
         raise ValueError(
             f"mean and variance must have the shape {written(kept)} of the axes outside square brackets, and they have "
             f"{written(tuple(mean.shape))} and {written(tuple(variance.shape))}"
         )
-    if chosen == "cpu" and not wants(mean, variance) and plain(x, mean, variance, scale, offset):
+    if door is not None and not wants(mean, variance) and plain(x, mean, variance, scale, offset):
         if wants(x, scale, offset):
-            return torch_given.apply_kernel(x, scale, offset, mean, variance, plan, eps)
-        return kernels.apply(x, mean, variance, scale, offset, plan, eps)[0]
+            return torch_given.apply_kernel(x, scale, offset, mean, variance, plan, eps, door)
+        return door.apply(x, mean, variance, scale, offset, plan, eps)[0]
     return torch_given.apply(x, mean, variance, scale, offset, sentence, eps)

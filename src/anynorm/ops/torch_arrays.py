@@ -10,6 +10,7 @@ import torch
 from torch.autograd import forward_ad
 
 from ..kernels import composed, torch_native
+from ..kernels.cpu import torch as cpu
 from ..kernels.select import forced_by_environment, select
 from ..plan import Plan
 from ..plan import plan as make_plan
@@ -94,7 +95,7 @@ class Verbs:
         return x.amax(dim=1)
 
 
-def plain(*arrays: Array | None) -> bool:
+def plain(*arrays: Any) -> bool:
     """Whether all have memory of their own with their values in it.
 
     The tensors of torch.func's transforms have none, even after the transform, and neither have zeros that autograd
@@ -104,10 +105,11 @@ def plain(*arrays: Array | None) -> bool:
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     has_storage = torch._C._has_storage
+    on_cpu = arrays[0].is_cpu
     # A generator would take as long as all that it asks.
     for a in arrays:
         if a is not None and (
-            type(a) not in _PLAIN or not a.is_cpu or not has_storage(a) or a.is_neg() or a._is_zerotensor()
+            type(a) not in _PLAIN or a.is_cpu is not on_cpu or not has_storage(a) or a.is_neg() or a._is_zerotensor()
         ):
             return False
     return True
@@ -142,8 +144,11 @@ def plan_in_memory(shape: tuple[int, ...], strides: tuple[int, ...], spec: NormS
     return make_plan(spec, shape, _memory_order(shape, strides))
 
 
-def choice(x: Array, mask: Array | None, spec: NormSpec, forced: str | None) -> tuple[Plan, str]:
-    """The plan for x as it lies in memory, and the name of the kernel that computes it."""
+def choice(x: Array, mask: Array | None, spec: NormSpec, forced: str | None) -> tuple[Plan, Any]:
+    """The plan for x as it lies in memory, and the door to the kernel that computes it; None where `forward` here does.
+
+    A door is a module that takes tensors to a kernel of our own: kernels/cpu/torch.py and those like it.
+    """
     return choice_of(x.shape, x.stride(), x.dtype, x.device, spec, forced or forced_by_environment(), mask is not None)
 
 
@@ -156,9 +161,18 @@ def choice_of(
     spec: NormSpec,
     forced: str | None,
     masked: bool,
-) -> tuple[Plan, str]:
+) -> tuple[Plan, Any]:
     plan = make_plan(spec, tuple(shape), _memory_order(tuple(shape), strides))
-    return plan, select(plan, "torch", device.type, name_of(dtype), forced, masked).kernel
+    return plan, _door(select(plan, "torch", device.type, name_of(dtype), forced, masked).kernel)
+
+
+def _door(kernel: str) -> Any:
+    """Triton takes a second to import, which only those wait for whose tensors it serves."""
+    if kernel == "triton":
+        from ..kernels.triton import torch as triton
+
+        return triton
+    return cpu if kernel == "cpu" else None
 
 
 def forward(

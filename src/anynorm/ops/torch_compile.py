@@ -10,11 +10,11 @@ from torch import Tensor
 from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
-from ..kernels.cpu import torch as kernels
 from ..plan import Plan
 from ..spec import NormSpec
 from . import torch_arrays
 from .checks import check, check_mask
+from .torch_constant import constant
 
 
 def normalize(
@@ -35,7 +35,7 @@ def normalize(
     return y, mean, variance
 
 
-@torch.compiler.assume_constant_result
+@constant
 def is_transformed() -> bool:
     """Whether a derivative is taken inside what is traced, by torch.func or forward mode: operators have none there."""
     differentiates = (TransformType.Grad, TransformType.Jvp)
@@ -82,14 +82,14 @@ def _forward(
     kernel: str | None,
     erasing: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, mean, variance, and what the CPU kernel's gradient needs; zeros where another kernel ran."""
+    """y, mean, variance, and what the gradient of a kernel of our own needs; zeros where none ran."""
     from . import torch as ops
 
     spec = NormSpec.decode(sentence)
     eps = check(ops, x, scale, offset, mask, spec, eps, erasing)
-    plan, chosen = torch_arrays.choice(x, mask, spec, kernel)
-    if chosen == "cpu":
-        y, mean, variance, saved = kernels.forward(x, scale, offset, plan, eps)
+    plan, door = torch_arrays.choice(x, mask, spec, kernel)
+    if door is not None:
+        y, mean, variance, saved = door.forward(x, scale, offset, plan, eps)
         mean, variance = torch_arrays.kept_from_runs(x, mean, variance, plan)
     else:
         y, mean, variance, _ = torch_arrays.forward(x, scale, offset, mask, plan, eps, kernel)
@@ -125,9 +125,9 @@ def _backward(
     kernel: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dscale and doffset; empty where there is no scale or offset, since an operator's results cannot be None."""
-    plan, chosen = torch_arrays.choice(x, mask, NormSpec.decode(sentence), kernel)
-    if chosen == "cpu":
-        dx, dscale, doffset = kernels.backward(x, dy, scale, offset, saved, plan, eps)
+    plan, door = torch_arrays.choice(x, mask, NormSpec.decode(sentence), kernel)
+    if door is not None:
+        dx, dscale, doffset = door.backward(x, dy, scale, offset, saved, plan, eps)
     else:
         dx, dscale, doffset = torch_arrays.backward(x, dy, scale, offset, mask, plan, eps)
     none = x.new_empty(0)
@@ -186,9 +186,10 @@ def _moments(x: Tensor, mask: Tensor | None, sentence: str, kernel: str | None) 
     from . import torch as ops
 
     check_mask(ops, x, mask)
-    plan, chosen = torch_arrays.choice(x, mask, NormSpec.decode(sentence), kernel)
-    if chosen == "cpu":
-        return torch_arrays.kept_from_runs(x, *kernels.moments(x, plan), plan)
+    plan, door = torch_arrays.choice(x, mask, NormSpec.decode(sentence), kernel)
+    if door is not None:
+        mean, variance = door.moments(x, plan)
+        return torch_arrays.kept_from_runs(x, mean, variance, plan)
     return torch_arrays.moments(x, mask, plan)
 
 

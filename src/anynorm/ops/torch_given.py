@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from ..kernels import composed
-from ..kernels.cpu import torch as kernels
 from ..plan import Plan
 from ..spec import NormSpec, affine_names
 from . import torch_arrays
+from .torch_constant import constant
 
 Array = Any
 
@@ -38,29 +38,29 @@ def apply(
 
 
 class _Given(torch.autograd.Function):
-    """The CPU kernel with its own gradient rule, for statistics that have no gradient."""
+    """A kernel of our own with its own gradient rule, for statistics that have no gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Array, scale: Array, offset: Array, mean: Array, variance: Array, plan: Plan, eps: float
+        ctx: Any, x: Array, scale: Array, offset: Array, mean: Array, variance: Array, plan: Plan, eps: float, door: Any
     ) -> Array:
-        y, saved = kernels.apply(x, mean, variance, scale, offset, plan, eps, gradient=True)
-        ctx.given = offset, plan, eps
+        y, saved = door.apply(x, mean, variance, scale, offset, plan, eps, gradient=True)
+        ctx.given = offset, plan, eps, door
         ctx.save_for_backward(x, scale, saved)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Array) -> tuple[Array | None, ...]:
         x, scale, saved = ctx.saved_tensors
-        offset, plan, eps = ctx.given
+        offset, plan, eps, door = ctx.given
         still = _still(plan)
         batched = torch._C._functorch.is_legacy_batchedtensor(dy)
         if not torch.is_grad_enabled() and not batched and torch_arrays.plain(x, dy):
-            return *kernels.backward(x, dy, scale, offset, saved, still, eps), None, None, None, None
+            return *door.backward(x, dy, scale, offset, saved, still, eps), None, None, None, None, None
         shape = [1 if run.reduced else run.extent for run in plan.runs]
         mean, rstd = (s.reshape(shape).to(torch_arrays.work(x)) for s in saved.unbind(-1))
         stats = composed.Stats(None, mean, None, rstd**-2 - eps, rstd, 1.0)
-        return *torch_arrays.backward(x, dy, scale, offset, None, still, eps, stats), None, None, None, None
+        return *torch_arrays.backward(x, dy, scale, offset, None, still, eps, stats), None, None, None, None, None
 
 
 # As for `_apply_kernel` in torch.py.
@@ -73,7 +73,7 @@ def _still(plan: Plan) -> Plan:
     return replace(plan, removes_mean=False, removes_scale=False)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def whole_axes(sentence: str, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The dimensions over which statistics are kept, and those with scale and offset."""
     return _cached_whole_axes(sentence, rank)

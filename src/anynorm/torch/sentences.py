@@ -6,9 +6,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-import torch
-
 from ..catalogue import CATALOGUE, last
+from ..ops.torch_constant import constant
 from ..spec import MOMENTS, NormSpec
 
 
@@ -18,12 +17,12 @@ def _encoded(make: Callable[..., NormSpec], *arguments: Any) -> str:
 
 
 # torch.compile does not read how a sentence comes about.
-@torch.compiler.assume_constant_result
+@constant
 def over_last(lengths: tuple[int, ...], remove: tuple[str, ...] = MOMENTS) -> str:
     return _encoded(last, lengths, remove)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def groups_of(groups: int) -> str:
     return _encoded(_group_spec, groups)
 

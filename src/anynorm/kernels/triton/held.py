@@ -1,0 +1,178 @@
+"""Groups that a program holds in registers: x is read once, and so is dy."""
+
+import triton
+import triton.language as tl
+
+from .tiles import centred, normalized, places, scaled
+
+
+@triton.jit
+def _there(inside, elements, reduced, FULL: tl.constexpr):
+    """Which of a part's elements there are; where the parts hold no more than a group (FULL), all of it."""
+    if FULL:
+        return inside[:, None]
+    else:
+        return inside[:, None] & (elements < reduced)[None, :]
+
+
+@triton.jit
+def forward(
+    x_at, y_at, scale_at, offset_at, mean_at, variance_at, saved_at,
+    segments, reduced, tiles, divisor, modulus, each, root, rstd_of_constant, top,
+    PARTS: tl.constexpr, FULL: tl.constexpr, KEPT: tl.constexpr, COLUMNS: tl.constexpr, AFFINE: tl.constexpr,
+    REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
+):  # fmt: skip
+    """y, mean, variance and saved, each where it is asked for.
+
+    A group is a segment of `reduced` elements, or in rows `each` stretches of reduced / each elements with one scale
+    and one offset.
+    """
+    outer, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    s = tile * KEPT + tl.arange(0, KEPT)
+    xs = ()
+    masks = ()
+    for i in tl.static_range(len(PARTS)):
+        q = i * PARTS[0] + tl.arange(0, PARTS[i])
+        mask = _there(s < segments, q, reduced, FULL)
+        at = places(outer, s, q, segments, reduced, COLUMNS)
+        xs = xs + (tl.load(x_at + at, mask=mask, other=0.0).to(tl.float32),)
+        masks = masks + (mask,)
+    ds, square, mean, power, inverse = centred(xs, masks, reduced * 1.0, top, REMOVES_MEAN)
+
+    variance = tl.div_rn(square, reduced * 1.0 + tl.zeros_like(square))
+    if REMOVES_SCALE:
+        eps = power * root
+        factor = tl.div_rn(tl.zeros_like(square) + 1.0, tl.sqrt_rn(variance + eps * eps))
+        # Scaled, eps may vanish beside a constant; behind x that vanishes beside eps, so does the variance.
+        constant = tl.minimum(rstd_of_constant * inverse.to(tl.float64), 3.0e38).to(tl.float32)
+        factor = tl.where(square == 0.0, constant, factor)
+        rstd = tl.where(square == 0.0, rstd_of_constant, factor.to(tl.float64) * power.to(tl.float64))
+    else:
+        factor = inverse
+        rstd = tl.zeros_like(mean) + 1.0
+    group = outer * segments + s
+    if mean_at is not None:
+        tl.store(mean_at + group, mean.to(tl.float32), mask=s < segments)
+        tl.store(variance_at + group, variance * inverse * inverse, mask=s < segments)
+    if saved_at is not None:
+        tl.store(saved_at + group * 2, mean, mask=s < segments)
+        tl.store(saved_at + group * 2 + 1, rstd, mask=s < segments)
+
+    if y_at is not None:
+        for i in tl.static_range(len(PARTS)):
+            q = i * PARTS[0] + tl.arange(0, PARTS[i])
+            y = ds[i] * factor[:, None]
+            if AFFINE == "kept":
+                a, known = ((s // divisor) % modulus)[:, None], (s < segments)[:, None]
+            elif AFFINE == "reduced":
+                a, known = q[None, :], (q < reduced)[None, :]
+            elif AFFINE == "stretches":
+                # No integer division for each element: as far as a row is held, this one is exact.
+                a = (q.to(tl.float32) + 0.5) * (each * 1.0 / reduced)
+                a, known = ((s * each) % modulus)[:, None] + a.to(tl.int32)[None, :], masks[i]
+            if scale_at is not None:
+                y *= tl.load(scale_at + a, mask=known, other=0.0).to(tl.float32)
+            if offset_at is not None:
+                y += tl.load(offset_at + a, mask=known, other=0.0).to(tl.float32)
+            at = places(outer, s, q, segments, reduced, COLUMNS)
+            tl.store(y_at + at, y.to(y_at.dtype.element_ty), mask=masks[i])
+
+
+@triton.jit
+def backward(
+    x_at, dy_at, scale_at, saved_at, dx_at, sums_at,
+    segments, reduced, tiles, total, programs, length, divisor, modulus,
+    PARTS: tl.constexpr, FULL: tl.constexpr, KEPT: tl.constexpr, COLUMNS: tl.constexpr, AFFINE: tl.constexpr,
+    SHARED: tl.constexpr, REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
+):  # fmt: skip
+    """dx, and what dscale and doffset are summed from.
+
+    Those are `length` numbers for dscale and as many for doffset: a sum a group where scale and offset lie on what is
+    kept, a row a program where they lie on what is reduced; then each program does many tiles (SHARED).
+    """
+    first = tl.program_id(0)
+    if SHARED:
+        dscales = ()
+        doffsets = ()
+        for i in tl.static_range(len(PARTS)):
+            dscales = dscales + (tl.zeros([KEPT, PARTS[i]], tl.float32),)
+            doffsets = doffsets + (tl.zeros([KEPT, PARTS[i]], tl.float32),)
+        for index in range(first, total, programs):
+            hs, dys = _gradient(
+                x_at, dy_at, scale_at, saved_at, dx_at, sums_at, index, segments, reduced, tiles, length, divisor,
+                modulus, PARTS, FULL, KEPT, COLUMNS, AFFINE, SHARED, REMOVES_MEAN, REMOVES_SCALE,
+            )  # fmt: skip
+            more_scales = ()
+            more_offsets = ()
+            for i in tl.static_range(len(PARTS)):
+                more_scales = more_scales + (dscales[i] + hs[i] * dys[i],)
+                more_offsets = more_offsets + (doffsets[i] + dys[i],)
+            dscales = more_scales
+            doffsets = more_offsets
+        for i in tl.static_range(len(PARTS)):
+            q = i * PARTS[0] + tl.arange(0, PARTS[i])
+            at = sums_at + first * reduced + q
+            tl.store(at, tl.sum(dscales[i], 0), mask=q < reduced)
+            tl.store(at + length, tl.sum(doffsets[i], 0), mask=q < reduced)
+    else:
+        _gradient(
+            x_at, dy_at, scale_at, saved_at, dx_at, sums_at, first, segments, reduced, tiles, length, divisor, modulus,
+            PARTS, FULL, KEPT, COLUMNS, AFFINE, SHARED, REMOVES_MEAN, REMOVES_SCALE,
+        )  # fmt: skip
+
+
+@triton.jit
+def _gradient(
+    x_at, dy_at, scale_at, saved_at, dx_at, sums_at, index, segments, reduced, tiles, length, divisor, modulus,
+    PARTS: tl.constexpr, FULL: tl.constexpr, KEPT: tl.constexpr, COLUMNS: tl.constexpr, AFFINE: tl.constexpr,
+    SHARED: tl.constexpr, REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
+):  # fmt: skip
+    """dx of one tile; h and dy of its parts."""
+    outer, tile = index // tiles, index % tiles
+    s = tile * KEPT + tl.arange(0, KEPT)
+    inside = s < segments
+    group = outer * segments + s
+    mean = tl.load(saved_at + group * 2, mask=inside, other=0.0)
+    rstd = tl.load(saved_at + group * 2 + 1, mask=inside, other=0.0)
+    power, high, low, factor = scaled(mean, rstd)
+    hs = ()
+    dys = ()
+    sum_dy = tl.zeros([KEPT], tl.float32)
+    sum_dy_h = tl.zeros([KEPT], tl.float32)
+    for i in tl.static_range(len(PARTS)):
+        q = i * PARTS[0] + tl.arange(0, PARTS[i])
+        mask = _there(inside, q, reduced, FULL)
+        at = places(outer, s, q, segments, reduced, COLUMNS)
+        x = tl.load(x_at + at, mask=mask, other=0.0).to(tl.float32)
+        dy = tl.load(dy_at + at, mask=mask, other=0.0).to(tl.float32)
+        h = normalized(x, power, high, low, factor)
+        g = dy
+        if AFFINE == "reduced" and scale_at is not None:
+            g = dy * tl.load(scale_at + q, mask=q < reduced, other=0.0).to(tl.float32)[None, :]
+        sum_dy += tl.sum(g, 1)
+        sum_dy_h += tl.sum(g * h, 1)
+        hs = hs + (h,)
+        dys = dys + (dy,)
+    if AFFINE == "kept":
+        if sums_at is not None:
+            tl.store(sums_at + group, sum_dy_h, mask=inside)
+            tl.store(sums_at + length + group, sum_dy, mask=inside)
+        if scale_at is not None:
+            a = tl.load(scale_at + (s // divisor) % modulus, mask=inside, other=0.0).to(tl.float32)
+    for i in tl.static_range(len(PARTS)):
+        q = i * PARTS[0] + tl.arange(0, PARTS[i])
+        taken = tl.zeros([KEPT, PARTS[i]], tl.float32)
+        if REMOVES_MEAN:
+            taken += (sum_dy / reduced)[:, None]
+        if REMOVES_SCALE:
+            taken += hs[i] * (sum_dy_h / reduced)[:, None]
+        g = dys[i]
+        if AFFINE == "reduced" and scale_at is not None:
+            g = g * tl.load(scale_at + q, mask=q < reduced, other=0.0).to(tl.float32)[None, :]
+        dx = (g - taken) * factor[:, None] * power[:, None]
+        if AFFINE == "kept" and scale_at is not None:
+            dx = dx * a[:, None]
+        mask = _there(inside, q, reduced, FULL)
+        at = places(outer, s, q, segments, reduced, COLUMNS)
+        tl.store(dx_at + at, dx.to(dx_at.dtype.element_ty), mask=mask)
+    return hs, dys

@@ -1,0 +1,293 @@
+"""From runs to launches: which loops serve a plan, cut into which tiles. Pure integers, no tuning when called.
+
+An array is seen in one of two ways:
+
+    rows      nothing kept follows what is reduced: `segments` rows of `reduced` contiguous elements. A row is what has
+              one scale and one offset (or one for each element); `each` neighbouring rows are a group
+    columns   something does: `outer` matrices of `reduced` rows and `segments` columns, summed down the columns;
+              `each` neighbouring columns are a group
+
+and computed in one of two ways:
+
+    held      a program holds whole groups in registers and reads them once
+    split     a group is cut into chunks, each a program's, whose results lie in a workspace until the second launch
+              combines them. Few large groups keep a whole GPU busy so, and no tile outgrows the registers
+
+How a group is cut depends on its size alone, never on how many there are: no result depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+
+from ...plan import Plan, Run
+
+# Elements of a tile: 16 KB of float32, 32 numbers for each thread of four warps.
+TILE = 4096
+# Up to here a row stays in registers; the gradient holds x, dy and, where each element has a scale, two sums of it.
+HELD, HELD_GRADIENT, HELD_SUMS = 16384, 16384, 8192
+# Of rows in half precision twice as many fit, beside their scale.
+HELD_HALF = 32768
+# More lanes of a tile than this may not idle.
+WASTE = 0.25
+# A sector of memory is read whole: so much must lie side by side.
+SECTOR = 32
+# Elements of a row, and segments, which are counted in 32 bits; elements of the array are not.
+MOST = 2**30
+# Chunks of a group: the second launch reads what the first left of all of them in every program.
+MOST_CHUNKS = 256
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the loops are told of a plan.
+
+    Attributes:
+        columns: the second view; else rows.
+        outer, reduced, segments, each: see above.
+        affine: where scale and offset lie: "kept" (one for each segment, or one for all) or "reduced" (one for each
+            element of a row, or each row of a column).
+        divisor, modulus: the segment s has scale (s // divisor) % modulus.
+    """
+
+    columns: bool
+    outer: int
+    reduced: int
+    segments: int
+    each: int
+    affine: str
+    divisor: int = 1
+    modulus: int = 1
+
+    @property
+    def groups(self) -> int:
+        return self.outer * self.segments // self.each
+
+    @property
+    def count(self) -> int:
+        return self.reduced * self.each
+
+    @property
+    def alike(self) -> bool:
+        """Whether the several segments of a group have the same scale."""
+        return self.affine == "kept" and self.each > 1 and self.divisor % self.each == 0
+
+
+@lru_cache(maxsize=8192)
+def geometry(plan: Plan) -> Geometry | None:
+    """How the loops see the runs; None where they do not serve.
+
+    >>> from anynorm import NormSpec
+    >>> from anynorm.plan import plan
+    >>> geometry(plan(NormSpec.of("n [...] (g [c])", g=4), (2, 5, 7, 12)))
+    Geometry(columns=True, outer=2, reduced=35, segments=12, each=3, affine='kept', divisor=1, modulus=12)
+    >>> geometry(plan(NormSpec.of("n (g [c]) [...]", g=4), (2, 12, 5, 7)))
+    Geometry(columns=False, outer=1, reduced=35, segments=24, each=3, affine='kept', divisor=1, modulus=12)
+    """
+    if plan.empty or any(run.extent is None for run in plan.runs):
+        return None
+    kinds = [(reduced, list(runs)) for reduced, runs in groupby(plan.runs, key=lambda run: run.reduced)]
+    outer = kinds.pop(0)[1] if not kinds[0][0] else []
+    if len(kinds) > 3:
+        return None
+    first, kept, last = ([runs for _, runs in kinds] + [[], [], []])[:3]
+    found = _columns(outer, first, kept, last) if kept else _rows(outer, first)
+    return None if found is None or max(found.reduced, found.outer * found.segments) > MOST else found
+
+
+def _rows(outer: list[Run], reduced: list[Run]) -> Geometry | None:
+    if [run.affine for run in reduced] == [True]:
+        # One scale for each element, and the same for every row.
+        if any(run.affine for run in outer):
+            return None
+        return Geometry(False, 1, _size(reduced), _size(outer), 1, "reduced")
+    channels = reduced[:-1] if len(reduced) == 2 and reduced[0].affine else []
+    if any(run.affine for run in reduced[len(channels) :]) or len(reduced) > len(channels) + 1:
+        return None
+    place = _place(outer + channels)
+    if place is None:
+        return None
+    each = _size(channels)
+    return Geometry(False, 1, _size(reduced) // each, _size(outer) * each, each, *place)
+
+
+def _columns(outer: list[Run], reduced: list[Run], kept: list[Run], within: list[Run]) -> Geometry | None:
+    place = _place(kept + within)
+    if place is None or len(reduced) > 1 or any(run.affine for run in outer):
+        return None
+    if reduced[0].affine:
+        if any(run.affine for run in kept + within):
+            return None
+        place = ("reduced", 1, 1)
+    return Geometry(True, _size(outer), _size(reduced), _size(kept + within), _size(within), *place)
+
+
+def _place(runs: list[Run]) -> tuple[str, int, int] | None:
+    """Where among these runs scale and offset lie; None where they do so more than once."""
+    parts = [(affine, _size(list(part))) for affine, part in groupby(runs, key=lambda run: run.affine)]
+    carriers = [i for i, (affine, _) in enumerate(parts) if affine]
+    if not carriers:
+        return "kept", 1, 1
+    if len(carriers) > 1:
+        return None
+    i = carriers[0]
+    return "kept", math.prod(size for _, size in parts[i + 1 :]), parts[i][1]
+
+
+def _size(runs: list[Run]) -> int:
+    return math.prod(run.known for run in runs)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Whole groups in registers: tiles of `kept` groups.
+
+    Attributes:
+        parts: powers of two that together hold a group's elements.
+        programs: how many share the work; 0: one for each tile.
+    """
+
+    parts: tuple[int, ...]
+    kept: int
+    warps: int
+    programs: int = 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """Groups cut into chunks: tiles of `kept` segments and `wide` elements of each.
+
+    Attributes:
+        step: segments that a tile covers, whole groups where they fit.
+        tiles: tiles side by side that cover the segments of one outer index.
+        per_group: tiles that cover one group's segments: 1 where whole groups fit into a tile.
+        chunk: elements of a segment that one program reads; a multiple of `wide`.
+        chunks: and how many such there are.
+        groups: that a tile has room for.
+        block: chunks of a group that the second launch adds at once.
+    """
+
+    kept: int
+    wide: int
+    step: int
+    tiles: int
+    per_group: int
+    chunk: int
+    chunks: int
+    groups: int
+    block: int
+    warps: int
+
+
+def gathered(g: Geometry, length: int) -> tuple[int, int, int, int, int]:
+    """How `length` sums lie, as [before, channels, behind], and the tile that adds them: channels, and sums of each."""
+    behind = 1 if g.affine == "reduced" else g.divisor // g.each if g.alike else g.divisor
+    channels = g.reduced if g.affine == "reduced" else g.modulus
+    before = length // (channels * behind)
+    # A sector's worth of channels where there are few, so that several processors share them.
+    wide = 8 if channels <= 1024 else 32
+    return before, channels, behind, wide, min(padded(before * behind), 1024 // wide)
+
+
+def padded(length: int) -> int:
+    """The power of two from `length` on.
+
+    >>> [padded(n) for n in (1, 3, 64, 65)]
+    [1, 4, 64, 128]
+    """
+    return 1 << (length - 1).bit_length()
+
+
+def parts(length: int) -> tuple[int, ...]:
+    """One power of two that holds so many elements, or two where one would leave more than a quarter idle.
+
+    >>> parts(768), parts(1024), parts(1152), parts(1000)
+    ((1024,), (1024,), (1024, 128), (1024,))
+    """
+    whole = padded(length)
+    if whole <= 16 or length >= (1 - WASTE) * whole:
+        return (whole,)
+    return whole // 2, padded(length - whole // 2)
+
+
+def held(g: Geometry, itemsize: int, gradient: bool, processors: int) -> Held | None:
+    """The tiles that hold whole groups; None where groups are too large.
+
+    Args:
+        itemsize: bytes of an element.
+        gradient: whether it is the backward pass.
+        processors: of the device: so many programs share the sums over groups.
+    """
+    # The sums over a channel would take a tile for each channel.
+    if g.each > 1 and (g.columns or gradient):
+        return None
+    sums = gradient and g.affine == "reduced"
+    rows = not g.columns and g.each == 1
+    most = HELD_SUMS if sums else HELD_GRADIENT if gradient else HELD_HALF if rows and itemsize == 2 else HELD
+    tile = sum(parts(g.count))
+    least = min(SECTOR // itemsize, padded(g.segments)) if g.columns else 1
+    if tile * least > most:
+        return None
+    kept = max(least, TILE // padded(tile))
+    if g.columns:
+        kept = max(least, min(kept, padded(g.segments)))
+    elements = kept * padded(tile)
+    warps = _warps(elements * 2 if gradient else elements)
+    # A program's sums are as long as a group: the fewer programs, the less is written, and the longer the group, the
+    # fewer have room on a processor.
+    programs = processors * max(1, min(4, HELD_SUMS // tile)) if sums else 0
+    return Held(parts(g.count), kept, warps, programs)
+
+
+def split(g: Geometry, gradient: bool) -> Split:
+    """The tiles of groups that are cut into chunks."""
+    if g.columns:
+        kept = _kept(g.each, min(128, padded(g.segments)))
+        wide = min(TILE // kept, padded(g.reduced))
+    else:
+        wide = _wide(g.reduced)
+        kept = _kept(g.each, max(1, TILE // wide))
+    whole = g.each <= kept
+    per_group = 1 if whole else -(-g.each // kept)
+    step = kept // g.each * g.each if whole else kept
+    groups = g.segments // g.each
+    tiles = -(-g.segments // step) if whole else groups * per_group
+    most = max(1, min(MOST_CHUNKS, math.isqrt(g.count) // 4) // per_group)
+    chunk = -(-g.reduced // (most * wide)) * wide
+    chunks = -(-g.reduced // chunk)
+    room = kept if g.each == 1 else padded(step // g.each) if whole else 1
+    block = min(padded(chunks * per_group), max(1, TILE // 2 // room))
+    return Split(kept, wide, step, tiles, per_group, chunk, chunks, room, block, _warps(TILE * (1 + gradient)))
+
+
+def _wide(length: int) -> int:
+    """The widest tile of a row that leaves little idle at its end."""
+    if length <= 256:
+        return padded(length)
+    sizes = [size for size in (4096, 2048, 1024, 512, 256) if size < 2 * length]
+    return min(sizes, key=lambda size: (max(0.125, _idle(length, size)), -size))
+
+
+def _kept(each: int, most: int) -> int:
+    """How many segments side by side leave little idle, where a tile holds whole groups or a part of one.
+
+    64 if it makes no difference: a whole line of memory in every type, and tiles enough for the processors.
+    """
+    sizes = [size for size in (64, 128, 32, 16, 8, 4, 2, 1) if size <= most]
+
+    def idle(size: int) -> float:
+        return _idle(each, size) if each > size else 1 - size // each * each / size
+
+    return min(sizes, key=lambda size: max(0.125, idle(size)))
+
+
+def _idle(length: int, size: int) -> float:
+    covered = -(-length // size) * size
+    return 1 - length / covered
+
+
+def _warps(elements: int) -> int:
+    return max(4, min(32, elements // 1024))

@@ -1,0 +1,126 @@
+"""What the kernels do with a tile in registers: `kept` segments down, the elements that they sum across.
+
+All arithmetic is float32 on differences that are small, scaled by a power of two into a range where nothing overflows
+or vanishes; the mean and what chunks leave for one another are double.
+"""
+
+import triton
+import triton.language as tl
+
+# The largest finite factor: that of a constant group of large numbers, whose differences are exactly 0.
+LARGEST = tl.constexpr(3.0e38)
+
+
+@triton.jit
+def exponent(values):
+    """Of float32 from 0 on, as it stands in the bits: 127 for those in [1, 2)."""
+    return values.to(tl.int32, bitcast=True) >> 23
+
+
+@triton.jit
+def powers(bits):
+    """2^(bits - 127) and its inverse, both normal numbers."""
+    bits = tl.minimum(tl.maximum(bits, 1), 253)
+    return (bits << 23).to(tl.float32, bitcast=True), ((254 - bits) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def places(outer, segments_here, elements, segments, reduced, COLUMNS: tl.constexpr):
+    """Where a tile's elements lie in the array; in 64 bits, which a large array needs."""
+    if COLUMNS:
+        matrix = (outer + tl.zeros([1, 1], tl.int64)) * reduced * segments
+        return matrix + elements.to(tl.int64)[None, :] * segments + segments_here[:, None]
+    else:
+        return segments_here.to(tl.int64)[:, None] * reduced + elements[None, :]
+
+
+@triton.jit
+def centred(xs, masks, count, top, REMOVES_MEAN: tl.constexpr):
+    """The tile's differences from its mean, scaled.
+
+    d = x * power - shift - residual, with a power of two that brings the largest element near 1, and at most 2^top;
+    shift, the middle of the range, is what a constant is, so that its differences are exactly 0. The mean of the
+    differences is taken off twice: the first time it may be as large as the range.
+
+    Returns:
+        d of each part, the sum of d * d, the mean in double, and the power with its inverse.
+    """
+    infinite = float("inf")
+    if REMOVES_MEAN:
+        low, high = infinite, -infinite
+        for i in tl.static_range(len(xs)):
+            low = tl.minimum(low, tl.min(tl.where(masks[i], xs[i], infinite), 1))
+            high = tl.maximum(high, tl.max(tl.where(masks[i], xs[i], -infinite), 1))
+        largest = tl.maximum(-low, high)
+    else:
+        largest = 0.0
+        for i in tl.static_range(len(xs)):
+            largest = tl.maximum(largest, tl.max(tl.where(masks[i], tl.abs(xs[i]), 0.0), 1))
+    power, inverse = powers(tl.minimum(254 - exponent(largest), 127 + top))
+    ds = ()
+    square = 0.0
+    if REMOVES_MEAN:
+        shift = low * power * 0.5 + high * power * 0.5
+        total = 0.0
+        for i in tl.static_range(len(xs)):
+            total += tl.sum(tl.where(masks[i], xs[i] * power[:, None] - shift[:, None], 0.0), 1)
+        residual = tl.div_rn(total, count + tl.zeros_like(total))
+        total = 0.0
+        for i in tl.static_range(len(xs)):
+            d = tl.where(masks[i], xs[i] * power[:, None] - shift[:, None] - residual[:, None], 0.0)
+            total += tl.sum(d, 1)
+            ds = ds + (d,)
+        rest = tl.div_rn(total, count + tl.zeros_like(total))
+        mean = (shift.to(tl.float64) + residual.to(tl.float64) + rest.to(tl.float64)) * inverse.to(tl.float64)
+        exact = ()
+        for i in tl.static_range(len(xs)):
+            d = tl.where(masks[i], ds[i] - rest[:, None], 0.0)
+            square += tl.sum(d * d, 1)
+            exact = exact + (d,)
+        return exact, square, mean, power, inverse
+    else:
+        for i in tl.static_range(len(xs)):
+            d = tl.where(masks[i], xs[i] * power[:, None], 0.0)
+            square += tl.sum(d * d, 1)
+            ds = ds + (d,)
+        return ds, square, tl.zeros_like(square).to(tl.float64), power, inverse
+
+
+@triton.jit
+def scaled(mean, rstd):
+    """What h is made of: h = ((x * power - high) - low) * factor, no step of which leaves the range of float32.
+
+    high + low is the mean: one float32 cannot carry it at offset 1e6.
+    """
+    size = tl.maximum(exponent(tl.abs(mean).to(tl.float32)), 254 - exponent(rstd.to(tl.float32)))
+    power, inverse = powers(254 - size)
+    centre = mean * power.to(tl.float64)
+    high = centre.to(tl.float32)
+    low = (centre - high.to(tl.float64)).to(tl.float32)
+    factor = rstd * inverse.to(tl.float64)
+    return power, high, low, tl.where(factor > LARGEST, LARGEST, factor).to(tl.float32)
+
+
+@triton.jit
+def normalized(x, power, high, low, factor):
+    return (x * power[:, None] - high[:, None] - low[:, None]) * factor[:, None]
+
+
+@triton.jit
+def merged(values, owner, GROUPS: tl.constexpr, MERGES: tl.constexpr):
+    """The sum over each group's segments."""
+    if not MERGES:
+        return values
+    else:
+        mine = owner[None, :] == tl.arange(0, GROUPS)[:, None]
+        return tl.sum(tl.where(mine, values[None, :], 0.0), 1)
+
+
+@triton.jit
+def spread(values, owner, GROUPS: tl.constexpr, MERGES: tl.constexpr):
+    """Each segment's from its group's."""
+    if not MERGES:
+        return values
+    else:
+        mine = owner[None, :] == tl.arange(0, GROUPS)[:, None]
+        return tl.sum(tl.where(mine, values[:, None], 0.0), 0)

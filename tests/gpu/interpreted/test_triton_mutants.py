@@ -1,0 +1,110 @@
+"""Tests of the tests: Triton kernels known to be wrong must make the checks fail, and the right ones must pass them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import triton
+import triton.language as tl
+from cases import BY_NAME
+from triton_runs import arrays, check, small_tiles
+
+from anynorm.kernels import triton as kernels
+from anynorm.kernels.triton import interpreted
+from anynorm.kernels.triton.split import _counts
+from anynorm.kernels.triton.tiles import scaled
+
+pytestmark = [
+    pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1 before Triton is imported"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+GROUP, ROWS, COLUMNS = "group, channels last", "layer, last axis", "layer, channels first"
+
+
+class Told:
+    """A kernel that is told something else than it ought to be."""
+
+    def __init__(self, kernel: Any, change: Callable[[dict[str, Any]], None]) -> None:
+        self.kernel, self.change = kernel, change
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        def launch(*arguments: Any, **options: Any) -> None:
+            named = dict(zip(self.kernel.arg_names, arguments, strict=False)) | options
+            self.change(named)
+            self.kernel[grid](**named)
+
+        return launch
+
+
+def told(**changed: Any) -> Callable[[Any], Any]:
+    return lambda kernel: Told(kernel, lambda named: named.update(changed))
+
+
+def less(name: str) -> Callable[[Any], Any]:
+    return lambda kernel: Told(kernel, lambda named: named.update({name: named[name] - 1}))
+
+
+def exchanged(one: str, other: str) -> Callable[[Any], Any]:
+    return lambda kernel: Told(kernel, lambda named: named.update({one: named[other], other: named[one]}))
+
+
+def instead(wrong: Any) -> Callable[[Any], Any]:
+    return lambda right: wrong
+
+
+@triton.jit
+def unscaled(bits):
+    """Every power of two is 1."""
+    return tl.zeros_like(bits).to(tl.float32) + 1.0, tl.zeros_like(bits).to(tl.float32) + 1.0
+
+
+@triton.jit
+def rounded(mean, rstd):
+    """The mean is one float32."""
+    power, high, low, factor = scaled(mean, rstd)
+    return power, high, low * 0.0, factor
+
+
+@triton.jit
+def full(t, reduced, each, chunk, chunks, KEPT):  # noqa: N803
+    """Every chunk is taken to be as long as the first."""
+    return _counts(t * 0, reduced, each, chunk, chunks, KEPT)
+
+
+# What is wrong: the module, what is changed in it and how; then a case that sees it, and whether its groups are cut.
+MUTANTS: dict[str, tuple[str, str, Callable[[Any], Any], str, bool, dict[str, float]]] = {
+    "no mean term in the gradient, held": ("held", "backward", told(REMOVES_MEAN=False), ROWS, False, {}),
+    "no scale term in the gradient, held": ("held", "backward", told(REMOVES_SCALE=False), ROWS, False, {}),
+    "no mean term in the gradient, cut": ("split_gradient", "project", told(REMOVES_MEAN=False), GROUP, True, {}),
+    "no scale term in the gradient, shared": (
+        "split_gradient", "project_shared", told(REMOVES_SCALE=False), COLUMNS, True, {}
+    ),
+    "no scale in the gradient": ("split_gradient", "project", told(scale_at=None), GROUP, True, {}),
+    "offset left out": ("held", "forward", told(offset_at=None), ROWS, False, {}),
+    "eps left out": ("split", "apply", told(root=0.0), GROUP, True, {}),
+    "last element skipped": ("split", "statistics", less("reduced"), GROUP, True, {}),
+    "last sum skipped": ("split_gradient", "gather", less("before"), GROUP, True, {}),
+    "chunks of one length": ("split", "_counts", instead(full), GROUP, True, {"mean": 30.0}),
+    "scale's and offset's gradients exchanged": (
+        "split_gradient", "gather", exchanged("dscale_at", "doffset_at"), ROWS, False, {}
+    ),
+    "the mean in one float32": ("split", "scaled", instead(rounded), GROUP, True, {"mean": 1e6}),
+    "the mean in one float32, gradient": ("held", "scaled", instead(rounded), ROWS, False, {"mean": 1e6}),
+    "never scaled": ("tiles", "powers", instead(unscaled), ROWS, False, {"mean": 0.0, "std": 1e30}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_is_caught(name, monkeypatch):
+    module, function, change, case, cut, how = MUTANTS[name]
+    if cut:
+        small_tiles(monkeypatch)
+    values = arrays(BY_NAME[case], **how)
+    check(BY_NAME[case], *values)
+    module = getattr(kernels, module)
+    monkeypatch.setattr(module, function, change(getattr(module, function)))
+    with pytest.raises(AssertionError):
+        check(BY_NAME[case], *values)

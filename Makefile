@@ -65,6 +65,10 @@ bench: $(KERNELS)
 	$(BIN)/python benchmarks/speed.py $(ARGS)
 	$(if $(ARGS),,$(BIN)/python benchmarks/fit.py)
 
+gpu: $(KERNELS)
+	$(BIN)/pytest -q tests/gpu
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
 instructions: $(KERNELS)
 	$(BIN)/python benchmarks/instructions.py
 

@@ -96,7 +96,7 @@ def rows(worker: Worker, seconds: float) -> Iterator[dict[str, Any]]:
         copy = peers.copy(arrays[0], case.dtype)
         choice = select(case.plan, worker.framework, "cpu", case.dtype)
         for mode, of_mode in itertools.groupby(of_case, key=lambda comparison: comparison[1]):
-            tried = {name: _tried(make) for name, make in peers.contenders(case, mode, *arrays).items()}
+            tried = {name: tried(make) for name, make in peers.contenders(case, mode, *arrays).items()}
             for _, _, which in of_mode:
                 measured = _compared(case, which, tried, copy, peers.numpy, seconds)
                 yield {
@@ -107,7 +107,7 @@ def rows(worker: Worker, seconds: float) -> Iterator[dict[str, Any]]:
                 }
 
 
-def _tried(function: Callable[[], Any]) -> Any:
+def tried(function: Callable[[], Any]) -> Any:
     """What it gives, or in words how it fails: a peer may fail in any way, and that it does is a result."""
     try:
         return function()
@@ -126,7 +126,7 @@ def _compared(
     for name, made in tried.items():
         if isinstance(made, str):
             continue
-        out = _tried(made.passes[which])
+        out = tried(made.passes[which])
         if isinstance(out, str):
             raises[name] = out
         else:
@@ -138,7 +138,7 @@ def _compared(
     del results, own
     ms = least({**ready, "copy": copy}, seconds)
     kept = {name: tried[name].kept for name in ready} if which == BOTH else {}
-    in_tensors = {name: _tried(count) for name, count in kept.items() if count is not None}
+    in_tensors = {name: tried(count) for name, count in kept.items() if count is not None}
     return {
         "ms": ms,
         "GB/s": {name: TRAFFIC[which] * case.nbytes / 1e6 / value for name, value in ms.items() if name in OWN},

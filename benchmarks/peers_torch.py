@@ -46,7 +46,7 @@ def contenders(
         return peers_keras.makers(case, scale, offset, lambda layer: _of_layer(case, layer, x, dy))
     if case.family.moved:
         x, dy = x.movedim(-1, 1), dy.movedim(-1, 1)
-    functions = {"anynorm": _anynorm(case), **_peers(case)}
+    functions = {"anynorm": _anynorm(case), **peers(case)}
     if mode == "torch.compile":
         # Each case compiles for its own shape, as a model does, and not for shapes in general.
         torch.compiler.reset()
@@ -59,7 +59,7 @@ def _anynorm(case: Case) -> Function:
     return lambda x, scale, offset: anynorm.normalize(x, scale=scale, offset=offset, **arguments)
 
 
-def _peers(case: Case) -> dict[str, Function]:
+def peers(case: Case) -> dict[str, Function]:
     c, g, axis = case.channels, case.groups, case.family.channels
     match case.family.entry:
         case "group":

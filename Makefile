@@ -10,13 +10,14 @@ CPU := src/anynorm/kernels/cpu
 export OMP_NUM_THREADS ?= 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test lint bench accuracy instructions kernels kernel-tests wheel clean
+.PHONY: help demo test lint bench gpu accuracy instructions kernels kernel-tests wheel clean
 
 help:
 	@echo "make demo      train the tutorial's model with each normalization; tables and pictures in demo-out/"
 	@echo "make test      lint, types and tests on every framework"
 	@echo "make accuracy  errors of anynorm and its peers against float64"
 	@echo "make bench     speed of anynorm and its peers; chart and tables of the READMEs (25 minutes)"
+	@echo "make gpu       on a machine with a GPU: the tests that need one, and the GPU kernels' speed beside their peers'"
 	@echo "make kernels   the CPU kernels, rebuilt as far as their sources changed; every target above does it"
 	@echo "make kernel-tests  the kernels' C++ tests alone, with and without sanitizers; make test runs them too"
 	@echo "make instructions  what the kernels cost, counted by valgrind"

@@ -119,7 +119,12 @@ def tried(function: Callable[[], Any]) -> Any:
 
 
 def _compared(
-    case: Case, which: str, prepared: Mapping[str, Contender | str], copy: Timed, numpy: Callable[..., Any], seconds: float
+    case: Case,
+    which: str,
+    prepared: Mapping[str, Contender | str],
+    copy: Timed,
+    numpy: Callable[..., Any],
+    seconds: float,
 ) -> dict[str, Any]:
     raises = {name: made for name, made in prepared.items() if isinstance(made, str)}
     ready, results = {}, {}

@@ -20,6 +20,7 @@ from ..precision import statistics_dtype
 from ..spec import NormSpec, affine_names
 from . import torch as ops
 from .checks import written
+from .torch_constant import constant
 
 Array = Any
 
@@ -147,7 +148,7 @@ def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     return len(shape) == len(whole) and all(n in (1, m) for n, m in zip(shape, whole, strict=True))
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _channels(sentence: str, rank: int) -> int | None:
     return _cached_channels(sentence, rank)
 

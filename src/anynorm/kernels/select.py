@@ -1,6 +1,7 @@
 """Which kernel computes a normalization, and why: the one run-time choice, pure and printable.
 
 cpu        anynorm's own loops for CPUs, wherever they have loops for the runs at hand
+pallas     anynorm's own kernels for CUDA GPUs on JAX, where they are asked for
 native     the framework's own kernel, where its answer keeps the precision contract and anynorm's own are missing
 composed   the formula in the framework's primitives: the answer everywhere else
 """
@@ -14,10 +15,10 @@ from functools import lru_cache
 
 from ..plan import Plan
 from ..precision import statistics_dtype
-from . import cpu
+from . import cpu, pallas
 
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
-KERNELS = ("cpu", "native", "composed")
+KERNELS = ("cpu", "pallas", "native", "composed")
 # The environment variable that forces one of them.
 VARIABLE = "ANYNORM_KERNEL"
 
@@ -77,6 +78,7 @@ def _select(plan: Plan, framework: str, device: str, dtype: str, forced: str | N
         raise ValueError(f'there is no kernel "{forced}" ({VARIABLE} or kernel=); there are {", ".join(KERNELS)}')
     why_not = {
         "cpu": _why_not_cpu(plan, framework, device, masked),
+        "pallas": _why_not_pallas(plan, framework, device, dtype, masked, forced),
         "native": _why_not_native(plan, framework, device, masked),
     }
     if forced is not None and why_not.get(forced):
@@ -87,6 +89,8 @@ def _select(plan: Plan, framework: str, device: str, dtype: str, forced: str | N
     if "cpu" in able:
         note = _NOTES.get(framework, "")
         return Choice("cpu", f"anynorm's own loops for CPUs, statistics in {statistics} and double{note}")
+    if "pallas" in able:
+        return Choice("pallas", f"anynorm's own kernels for CUDA GPUs in Pallas, statistics in {statistics}")
     if "native" in able:
         return Choice(
             "native",
@@ -115,6 +119,17 @@ def _why_not_cpu(plan: Plan, framework: str, device: str, masked: bool) -> str:
         return "the CPU kernels need to know every length"
     if not cpu.supports(plan):
         return f"the CPU kernels have no loops for runs of this order, {plan}"
+    return ""
+
+
+def _why_not_pallas(plan: Plan, framework: str, device: str, dtype: str, masked: bool, forced: str | None) -> str:
+    """The reason why the kernels in Pallas do not serve; empty where they do."""
+    if framework != "jax":
+        return "Pallas's kernels are for jax"
+    if reason := pallas.why_not(plan, device, dtype, masked):
+        return reason
+    if forced != "pallas":
+        return f"Pallas's kernels were not measured against XLA's own fusion yet; {VARIABLE}=pallas takes them"
     return ""
 
 

@@ -48,7 +48,7 @@ def _whole(words: Words, view: View) -> Any:
         part, d = of_elements(tiles, [piece.middle.there for piece in pieces], count, words)
         stats = finished(part, count, words)
         # Groups are one for each outer and inner position.
-        at = program.outer.at * view.shape[2] + program.inner.at
+        at = program.outer().at * view.shape[2] + program.inner.at
         for lane, values in enumerate(stats.values()):
             triton.store(wanted["saved"].at[at * len(LANES) + lane], values, mask=program.left().mask())
         if "y" in wanted:
@@ -107,7 +107,8 @@ def _join(words: Words, view: View, part: int) -> Any:
             elements = jnp.broadcast_to(jnp.minimum(part, length - first).astype(jnp.float32), at.shape)
             if there is not None:
                 elements = jnp.where(there, elements, 0.0)
-            return joined([Part(*(triton.load(given["parts"].at[lane, at]) for lane in range(len(PART))), elements)])
+            lanes = {name: triton.load(given["parts"].at[lane, at]) for lane, name in enumerate(PART)}
+            return joined([Part(**lanes, count=elements)])
 
         whole = cells.each(some, lambda one, other: joined([one, other]))
         for lane, values in enumerate(finished(whole, count, words).values()):

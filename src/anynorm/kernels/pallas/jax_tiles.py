@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
@@ -101,20 +102,24 @@ class Program:
 
     def __init__(self, view: View, tile: Tile) -> None:
         self.view, self.tile = view, tile
-        _, self.parts, columns = counts(view, tile)
-        rest = pl.program_id(0)
-        rest, column = divided(rest, columns)
-        row, self.part = divided(rest, self.parts)
-        outer, _, inner = view.shape
-        self.outer = spot(row * tile.outer, tile.outer, 0, outer)
-        self.inner = spot(column * tile.inner, tile.inner, 2, inner)
+        self.rows, self.parts, columns = view.counts(tile)
+        rest, column = divided(pl.program_id(0), columns)
+        self.row, self.part = divided(rest, self.parts)
+        self.inner = spot(column * tile.inner, tile.inner, 2, view.shape[2])
 
-    def pieces(self) -> list[Spots]:
-        """The whole middle, in pieces that are all at hand at once."""
+    def outer(self, repeat: Array | int = 0) -> Spot:
+        size, repeats = self.tile.outer, self.tile.repeats
+        start = (self.row * repeats + repeat) * size
+        return spot(start, size, 0, self.view.shape[0], self.rows * repeats * size)
+
+    def pieces(self, repeat: Array | int = 0) -> list[Spots]:
+        """The tile in which a program takes its part of the middle at once."""
+        outer, length = self.outer(repeat), self.view.shape[1]
         out, start = [], 0
         for size in self.tile.pieces:
-            middle = spot(start, size, 1, self.view.shape[1], start + size)
-            out.append(Spots(self.outer, middle, self.inner))
+            end = start + size + (self.parts - 1) * self.tile.part
+            middle = spot(self.part * self.tile.part + start, size, 1, length, end)
+            out.append(Spots(outer, middle, self.inner))
             start += size
         return out
 
@@ -122,24 +127,18 @@ class Program:
         """The i-th tile of the program's part of the middle."""
         (size,) = self.tile.pieces
         start = (self.part * self.tile.steps + i) * size
-        return Spots(self.outer, spot(start, size, 1, self.view.shape[1]), self.inner)
+        return Spots(self.outer(), spot(start, size, 1, self.view.shape[1]), self.inner)
 
     def steps(self) -> Array | int:
         """How many tiles there are in this part: fewer in the last one."""
         (size,) = self.tile.pieces
         tiles, steps = -(-self.view.shape[1] // size), self.tile.steps
-        return steps if tiles % steps == 0 else jnp.minimum(steps, tiles - self.part * steps)
+        return np.int32(steps) if tiles % steps == 0 else jnp.minimum(steps, tiles - self.part * steps)
 
     def left(self) -> Spots:
         """Where this program's part lies in [outer, parts, inner]."""
         part = jnp.full((1, 1, 1), self.part, jnp.int32)
-        return Spots(self.outer, Spot(part, None, self.parts), self.inner)
-
-
-def counts(view: View, tile: Tile) -> tuple[int, int, int]:
-    """How many programs there are along each part of the view."""
-    outer, middle, inner = view.shape
-    return -(-outer // tile.outer), -(-middle // tile.part), -(-inner // tile.inner)
+        return Spots(self.outer(), Spot(part, None, self.parts), self.inner)
 
 
 def divided(number: Array, by: int) -> tuple[Array, Array]:
@@ -198,24 +197,10 @@ def launch_over(
     wanted: dict[str, jax.ShapeDtypeStruct],
     interpret: bool,
 ) -> Values:
-    """A program for each tile of the view."""
-    run = lambda given, wanted: kernel(Program(view, tile), given, wanted)  # noqa: E731
-    return launch_shaped(run, name, view, prod(counts(view, tile)), given, wanted, tile.warps, interpret)
-
-
-def launch_shaped(
-    kernel: Callable[[Refs, Refs], None],
-    name: str,
-    view: View,
-    programs: int,
-    given: Values,
-    wanted: dict[str, jax.ShapeDtypeStruct],
-    warps: int,
-    interpret: bool,
-) -> Values:
-    """`launch` with x and dy shaped as the view, and what is smaller flat."""
+    """A program for each tile of the view; x and dy are shaped as the view, and what is smaller is flat."""
     shaped = {name: a.reshape(view.shape if name in ("x", "dy") else -1) for name, a in given.items()}
-    return launch(kernel, name, programs, shaped, wanted, warps, interpret)
+    run = lambda given, wanted: kernel(Program(view, tile), given, wanted)  # noqa: E731
+    return launch(run, name, prod(view.counts(tile)), shaped, wanted, tile.warps, interpret)
 
 
 def kept(run: Run) -> bool:

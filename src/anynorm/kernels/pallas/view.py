@@ -42,15 +42,17 @@ Digits = tuple[Digit, ...]
 
 
 class Tile(NamedTuple):
-    """How many elements of each part a program takes at once: the middle in pieces, and `steps` times.
+    """How many elements of each part a program takes at once: the middle in pieces.
 
-    Where there are several pieces there is one step.
+    It does so in `steps` along the middle, of which there is one where there are several pieces, and `repeats` along
+    the outer part.
     """
 
     outer: int
     pieces: tuple[int, ...]
     inner: int
     steps: int = 1
+    repeats: int = 1
 
     @property
     def part(self) -> int:
@@ -117,11 +119,16 @@ class View:
         steps = max(min(MOST_STEPS, -(-tiles // FEW_TILES)), -(-tiles // MOST_PARTS))
         return Tile(power_below(TILE // (rows * columns)), (rows,), columns, steps)
 
+    def counts(self, tile: Tile) -> tuple[int, int, int]:
+        """How many programs there are along each part."""
+        outer, middle, inner = self.shape
+        return -(-outer // (tile.outer * tile.repeats)), -(-middle // tile.part), -(-inner // tile.inner)
+
     def parted(self, tile: Tile) -> tuple[Run, ...]:
         """The runs of what one program each leaves of its part of the middle."""
-        parts = -(-self.shape[1] // tile.part)
         reduced = any(run.reduced for run in self.runs[self.first : self.last])
-        return (*self.runs[: self.first], Run(parts, reduced, False), *self.runs[self.last :])
+        parts = Run(self.counts(tile)[1], reduced, False)
+        return (*self.runs[: self.first], parts, *self.runs[self.last :])
 
 
 def merged(runs: Sequence[Run]) -> tuple[Run, ...]:

@@ -160,13 +160,9 @@ def test_groups_in_parts(case, launched):
     assert of.cut().steps > 1 or case.name in ("apart", "batch")
 
 
-@pytest.mark.parametrize(
-    ("case", "parts"),
-    [(LAYER, False), (GROUP, False), (RMS, False), (BY_NAME["mean only"], False), (CUT[1], True)],
-    ids=str,
-)
-def test_the_scale_of_x_does_not_matter(case, parts, request):
-    if parts:
+@pytest.mark.parametrize("case", [LAYER, GROUP, RMS, BY_NAME["mean only"], CUT[1]], ids=lambda case: case.name)
+def test_the_scale_of_x_does_not_matter(case, request):
+    if case in CUT:
         request.getfixturevalue("small_tiles")
     run = compiled(case, eps=0.0)
     x = given(case)[0]

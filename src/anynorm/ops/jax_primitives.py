@@ -191,6 +191,9 @@ def _lower(primitive: Primitive, platform: str, ctx: Any, *args: Any, formula: F
             return _composed(primitive, formula, given, wanted, **more)
         return kernel(given, {name: aval for (name, _), aval in zip(wanted, ctx.avals_out, strict=True)})
 
+    if kernel is not None and formula.kernel == "pallas":
+        # Pallas's interpreter stumbles over the axes over which arrays vary under shard_map, of which one part is here.
+        ctx = ctx.replace(avals_in=[jax.core.ShapedArray(a.shape, a.dtype) for a in ctx.avals_in])
     return mlir.lower_fun(run)(ctx, *args)
 
 

@@ -176,6 +176,9 @@ def launch(
     interpret: bool,
 ) -> Values:
     """Run `kernel(given, wanted)`, on references to the whole arrays, once for each program."""
+    # Under shard_map JAX asks over which axes results vary: over those over which the arguments do.
+    varying = jax.typeof(next(iter(given.values()))).manual_axis_type
+    wanted = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, manual_axis_type=varying) for n, a in wanted.items()}
     call = pl.pallas_call(
         kernel,
         out_shape=wanted,

@@ -90,7 +90,8 @@ def _select(plan: Plan, framework: str, device: str, dtype: str, forced: str | N
         note = _NOTES.get(framework, "")
         return Choice("cpu", f"anynorm's own loops for CPUs, statistics in {statistics} and double{note}")
     if "pallas" in able:
-        return Choice("pallas", f"anynorm's own kernels for CUDA GPUs in Pallas, statistics in {statistics}")
+        note = _NOTES[framework]
+        return Choice("pallas", f"anynorm's own kernels for CUDA GPUs in Pallas, statistics in {statistics}{note}")
     if "native" in able:
         return Choice(
             "native",

@@ -17,6 +17,7 @@ from functools import lru_cache
 
 from ...plan import Plan
 from ...precision import statistics_dtype
+from .view import counts_fit, merged
 
 # Where this is 1, CPUs interpret the kernels: slow, and meant for tests.
 VARIABLE = "ANYNORM_PALLAS_INTERPRET"
@@ -53,7 +54,6 @@ def why_not_plan(plan: Plan) -> str:
         return "the array is empty"
     if any(run.extent is None for run in plan.runs):
         return "Pallas's kernels need to know every length"
-    # Positions within each of the three parts of a view are 32-bit; offsets into the array are wider where they must.
-    if max(run.known for run in plan.runs) >= 2**31:
-        return "Pallas's kernels count a run's elements in 32 bits"
+    if not counts_fit(merged(plan.runs)):
+        return "Pallas's kernels count groups, and parts of them, in 32 bits"
     return ""

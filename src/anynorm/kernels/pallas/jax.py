@@ -11,9 +11,9 @@ from ...plan import Plan, Run
 from . import why_not_plan
 from .jax_backward import backward
 from .jax_forward import forward
-from .jax_statistics import LANES, Words
+from .jax_statistics import Words
 from .jax_tiles import Array, Values
-from .view import merged
+from .view import LANES, merged
 
 
 class Problem(NamedTuple):

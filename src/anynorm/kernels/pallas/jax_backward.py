@@ -14,19 +14,7 @@ from ...plan import Run
 from .jax_forward import normalized, store_lanes
 from .jax_join import Cells, launch_join
 from .jax_statistics import Words
-from .jax_tiles import (
-    Array,
-    Program,
-    Refs,
-    Spots,
-    Values,
-    affine,
-    array,
-    kept,
-    launch_over,
-    over,
-    total,
-)  # fmt: skip
+from .jax_tiles import Array, Program, Refs, Spots, Values, affine, array, kept, launch_over, over, total
 from .view import WHOLE_BACKWARD, Labelled, Tile, View, of_parameters, of_statistics, of_sums
 
 # Programs that go through all rows, each with sums for the parameters of its own: a few for each of a GPU's processors.
@@ -41,37 +29,47 @@ def backward(
     Args:
         given: x, dy, saved, and scale where there is one; dx is that of dy * scale.
     """
-    view, groups = of_statistics(runs), {}
-    sums, left = of_sums(runs), None
+    view, sums = of_statistics(runs), of_sums(runs)
     tile = view.whole(WHOLE_BACKWARD)
-    # Whether sums over the middle leave what carries parameters apart.
-    pure = not _affine_middle(sums)
+    # Over runs without parameters: the sums of a group and of what shares parameters are both made of these.
+    for_both = not _affine_middle(sums)
+    means: Values = {}
+    left: tuple[tuple[Run, ...], Values] | None = None
     if tile is None:
         view, tile = sums, sums.cut()._replace(steps=1)
-        left = _left(sums, given, not pure, interpret)
+        parts = _sums(sums, given, not for_both, interpret)
         count = prod(run.known for run in runs if run.reduced)
-        groups = _totals(_parted(sums), left, kept, given if pure else {}, 1.0 / count, interpret)
+        means = _totals(*parts, kept, given if for_both else {}, 1.0 / count, interpret)
+        left = parts if for_both else None
+
     wanted = {"dx": array(view.shape, dx_dtype)}
-    left_of: tuple[Run, ...] = ()
-    if parameters and _is_rows(view):
-        tile = _repeated(view, tile)
-        left_of = (Run(view.counts(tile)[0], False, False), Run(view.shape[1], True, True))
-    elif parameters and not groups and not _affine_middle(view):
-        left_of = view.parted(tile)
-    if left_of:
-        wanted["left"] = array([2, prod(run.known for run in left_of)])
-    out = launch_over(_dx(words, view), "dx", view, tile, given | groups, wanted, interpret)
+    on_the_way: tuple[Run, ...] = ()
+    if parameters and left is None:
+        tile, on_the_way = _on_the_way(view, tile, not means)
+    if on_the_way:
+        wanted["left"] = array([2, prod(run.known for run in on_the_way)])
+    out = launch_over(_dx(words, view), "dx", view, tile, given | means, wanted, interpret)
     if not parameters:
         return out
-    if left_of:
-        left = {"left": out["left"]}
-    else:
-        if left is None or not pure:
-            sums = sums if pure else of_parameters(runs)
-            left = _left(sums, given, False, interpret)
-        left_of = _parted(sums)
-    both = _totals(left_of, left, affine, {}, 1.0, interpret)
+
+    if on_the_way:
+        left = on_the_way, {"left": out["left"]}
+    elif left is None:
+        left = _sums(sums if for_both else of_parameters(runs), given, False, interpret)
+    both = _totals(*left, affine, {}, 1.0, interpret)
     return {"dx": out["dx"], "dscale": both["sum_h"], "doffset": both["sum"]}
+
+
+def _on_the_way(view: View, tile: Tile, whole: bool) -> tuple[Tile, tuple[Run, ...]]:
+    """The tile for dx, and the runs of the sums for parameters that its programs leave; none where they cannot."""
+    if _is_rows(view):
+        # One program takes many rows: each leaves as many sums as a row is long.
+        rows, parts, _ = view.counts(tile)
+        tile = tile._replace(repeats=-(-rows // max(1, ROW_PROGRAMS // parts)))
+        return tile, (Run(view.counts(tile)[0], False, False), Run(view.shape[1], True, True))
+    if whole and not _affine_middle(view):
+        return tile, view.parted(tile)
+    return tile, ()
 
 
 def _affine_middle(view: View) -> bool:
@@ -81,12 +79,6 @@ def _affine_middle(view: View) -> bool:
 def _is_rows(view: View) -> bool:
     """Whether groups are rows, and the parameters lie along them and nowhere else."""
     return view.last == len(view.runs) and all(run.affine == (i >= view.first) for i, run in enumerate(view.runs))
-
-
-def _repeated(view: View, tile: Tile) -> Tile:
-    """Of which one program takes many rows: each leaves as many sums as a row is long."""
-    rows, parts, _ = view.counts(tile)
-    return tile._replace(repeats=-(-rows // max(1, ROW_PROGRAMS // parts)))
 
 
 def _dx(words: Words, view: View) -> Any:
@@ -140,8 +132,8 @@ def _projected(g: Array, h: Array, level: Array, along: Array, words: Words) -> 
     return g - h * along if words.removes_scale else g
 
 
-def _left(view: View, given: Values, weighted: bool, interpret: bool) -> Values:
-    """The sums of dy and dy * h over each program's part of the middle; times scale where that is in there."""
+def _sums(view: View, given: Values, weighted: bool, interpret: bool) -> tuple[tuple[Run, ...], Values]:
+    """The sums of dy and dy * h, times scale if `weighted`, over each program's part of the middle; and their runs."""
 
     def kernel(program: Program, given: Refs, wanted: Refs) -> None:
         def sums(i: Any) -> tuple[Array, Array]:
@@ -158,12 +150,9 @@ def _left(view: View, given: Values, weighted: bool, interpret: bool) -> Values:
         store_lanes(wanted["left"], program, both)
 
     tile = view.cut()
-    wanted = {"left": array([2, prod(run.known for run in view.parted(tile))])}
-    return launch_over(kernel, "sums", view, tile, given, wanted, interpret)
-
-
-def _parted(view: View) -> tuple[Run, ...]:
-    return view.parted(view.cut())
+    runs = view.parted(tile)
+    wanted = {"left": array([2, prod(run.known for run in runs)])}
+    return runs, launch_over(kernel, "sums", view, tile, given, wanted, interpret)
 
 
 def _totals(

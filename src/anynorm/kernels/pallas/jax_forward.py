@@ -12,9 +12,9 @@ from jax.experimental.pallas import triton
 
 from ...plan import Run
 from .jax_join import Cells, launch_join
-from .jax_statistics import LANES, PART, Part, Words, finished, joined, of_elements
+from .jax_statistics import Part, Words, finished, joined, of_elements
 from .jax_tiles import Array, Program, Refs, Spots, Values, affine, array, kept, launch_over
-from .view import WHOLE_FORWARD, Digits, View, of_statistics, of_sums
+from .view import LANES, PART, WHOLE_FORWARD, Digits, View, of_statistics, of_sums
 
 
 def forward(runs: tuple[Run, ...], words: Words, given: Values, y_dtype: Any, interpret: bool) -> Values:

@@ -16,9 +16,6 @@ from ..composed import power_of_two
 from .jax_tiles import Array, least, most, total
 
 FORMAT = FORMATS["float32"]
-# What `saved` holds of each group, as composed has it; and what a part is, without its count.
-LANES = ("power", "shift", "residual", "variance", "rstd")
-PART = ("power", "shift", "residual", "squares")
 
 
 class Words(NamedTuple):

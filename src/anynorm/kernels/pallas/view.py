@@ -15,6 +15,10 @@ from typing import NamedTuple
 
 from ...plan import Run
 
+# What is kept of each group, in the order that composed.py has in JAX's `saved`; what is known of a part of one.
+LANES = ("power", "shift", "residual", "variance", "rstd")
+PART = ("power", "shift", "residual", "squares")
+
 Labelled = Callable[[Run], bool]
 
 # Elements that one program may keep in registers: 16 warps with 32 numbers a thread; with the gradient's two arrays
@@ -155,6 +159,22 @@ def of_parameters(runs: tuple[Run, ...]) -> View:
     """The longest run that carries no parameters as the middle, which is empty where all do."""
     pure = [[i] for i, run in enumerate(runs) if not run.affine]
     return _longest(runs, pure) if pure else View(runs, 0, 0)
+
+
+def counts_fit(runs: tuple[Run, ...]) -> bool:
+    """Whether 32 bits hold positions in each part of a view and in what is known of groups and parts.
+
+    The array itself may be larger: offsets in it are wider where they must be.
+
+    >>> counts_fit((Run(2**23, False, False), Run(2**12, True, True)))
+    True
+    >>> counts_fit((Run(2**30, False, False), Run(8, True, True)))
+    False
+    """
+    views = of_statistics(runs), of_sums(runs), of_parameters(runs)
+    small = [prod(run.known for run in view.parted(view.cut())) for view in views]
+    groups = len(LANES) * prod(run.known for run in runs if not run.reduced)
+    return max(groups, *small, *(n for view in views for n in view.shape)) < 2**31
 
 
 def _neighbours(runs: tuple[Run, ...]) -> list[tuple[bool, list[int]]]:

@@ -66,6 +66,7 @@ def doctor(
             "frameworks": versions,
             "keras_backend": _keras_backend() if versions["keras"] else None,
             "cpu_kernels": _cpu_kernels(),
+            "gpu_kernels": _gpu_kernels(),
             "pattern": pattern,
             "shape": _dimensions(shape),
             "dtype": dtype,
@@ -120,6 +121,14 @@ def _cpu_kernels() -> dict[str, Any]:
     return {"isa": cpu.isa(), "doors": doors, "why": "; ".join(missing)}
 
 
+def _gpu_kernels() -> dict[str, Any]:
+    """Whether Triton can run its kernels for torch here, or why not."""
+    from ..kernels import triton
+
+    why = triton.why_not()
+    return {"triton": not why, "why": why}
+
+
 def _print(console: Console, report: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -136,6 +145,8 @@ def _print(console: Console, report: dict[str, Any]) -> None:
     kernels = report["cpu_kernels"]
     doors = f"{kernels['isa']}; doors for {', '.join(kernels['doors']) or 'no framework'}" if kernels["isa"] else "none"
     found.add_row("CPU kernels", Text(f"{doors}: {kernels['why']}" if kernels["why"] else doors))
+    gpu = report["gpu_kernels"]
+    found.add_row("GPU kernels", Text("triton, for torch" if gpu["triton"] else f"none: {gpu['why']}"))
     console.print(found)
     question = f"{report['pattern']}  {report['shape']}  {report['dtype']} on {report['device']}"
     chosen = Table(title=Text(question), title_justify="left")

@@ -210,7 +210,8 @@ def parts(length: int) -> tuple[int, ...]:
     whole = padded(length)
     if whole <= 16 or length >= (1 - WASTE) * whole:
         return (whole,)
-    return whole // 2, padded(length - whole // 2)
+    # An eighth at least: a thinner second part would be spread over too few threads for wide loads.
+    return whole // 2, max(whole // 16, padded(length - whole // 2))
 
 
 def held(g: Geometry, itemsize: int, gradient: bool, processors: int) -> Held | None:

@@ -14,7 +14,7 @@ import torch
 from ...plan import Plan
 from ...precision import FORMATS, largest_exponent
 from ..torch_memory import as_lies, dense, like, room_for_moments, room_for_saved, small, statistic
-from . import held, interpreted, split, split_gradient
+from . import held, split, split_gradient
 from .table import Geometry, Held, Split, gathered, geometry
 from .table import held as held_table
 from .table import split as split_table
@@ -244,11 +244,11 @@ def _eps(eps: float, removes_scale: bool) -> tuple[int, float, float]:
 
 @lru_cache(maxsize=64)
 def _processors(device: torch.device) -> int:
-    return 2 if interpreted() else torch.cuda.get_device_properties(device).multi_processor_count
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 def _on(device: torch.device) -> Any:
     """Triton launches on the current device, which may be another than the tensors'."""
-    if device.type == "cpu" or device.index == torch.cuda.current_device():
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(device)

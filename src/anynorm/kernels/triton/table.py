@@ -161,12 +161,12 @@ class Split:
     """Groups cut into chunks: tiles of `kept` segments and `wide` elements of each.
 
     Attributes:
-        step: segments that a tile covers, whole groups where they fit.
+        step: segments of the whole groups that a tile of rows covers; 0 where not even one fits.
         tiles: tiles side by side that cover the segments of one outer index.
-        per_group: tiles that cover one group's segments: 1 where whole groups fit into a tile.
+        per_group: tiles that a group's segments lie on, at most.
         chunk: elements of a segment that one program reads; a multiple of `wide`.
         chunks: and how many such there are.
-        groups: that a tile has room for.
+        groups: that lie on a tile, at most.
         block: chunks of a group that the second launch adds at once.
     """
 
@@ -246,48 +246,47 @@ def held(g: Geometry, itemsize: int, gradient: bool, processors: int) -> Held | 
 def split(g: Geometry, gradient: bool) -> Split:
     """The tiles of groups that are cut into chunks."""
     if g.columns:
-        kept = _kept(g.each, min(128, padded(g.segments)))
+        # 64 if it makes no difference: a whole line of memory in every type, and tiles enough for the processors.
+        kept = _least_idle(g.segments, (64, 128, 32, 16)) if g.segments > 16 else padded(g.segments)
         wide = min(TILE // kept, padded(g.reduced))
     else:
         wide = _wide(g.reduced)
-        kept = _kept(g.each, max(1, TILE // wide))
-    whole = g.each <= kept
-    per_group = 1 if whole else -(-g.each // kept)
-    step = kept // g.each * g.each if whole else kept
-    groups = g.segments // g.each
-    tiles = -(-g.segments // step) if whole else groups * per_group
+        kept = max(1, TILE // wide)
+    step = kept // g.each * g.each
+    if g.columns:
+        tiles, per_group, room = -(-g.segments // kept), _most_tiles(g.each, kept), _most_tiles(kept, g.each)
+    elif step:
+        tiles, per_group, room = -(-g.segments // step), 1, step // g.each
+    else:
+        per_group, room = -(-g.each // kept), 1
+        tiles = g.segments // g.each * per_group
+    room = kept if g.each == 1 else padded(room)
     most = max(1, min(MOST_CHUNKS, math.isqrt(g.count) // 4) // per_group)
     chunk = -(-g.reduced // (most * wide)) * wide
     chunks = -(-g.reduced // chunk)
-    room = kept if g.each == 1 else padded(step // g.each) if whole else 1
     block = min(padded(chunks * per_group), max(1, TILE // 2 // room))
     return Split(kept, wide, step, tiles, per_group, chunk, chunks, room, block, _warps(TILE * (1 + gradient)))
+
+
+def _most_tiles(length: int, tile: int) -> int:
+    """On how many tiles of a grid a stretch of such a length lies at most, if stretches lie end to end as well."""
+    return 1 if tile % length == 0 else length // tile if length % tile == 0 else (length - 2) // tile + 2
 
 
 def _wide(length: int) -> int:
     """The widest tile of a row that leaves little idle at its end."""
     if length <= 256:
         return padded(length)
-    sizes = [size for size in (4096, 2048, 1024, 512, 256) if size < 2 * length]
-    return min(sizes, key=lambda size: (max(0.125, _idle(length, size)), -size))
+    return _least_idle(length, (4096, 2048, 1024, 512, 256))
 
 
-def _kept(each: int, most: int) -> int:
-    """How many segments side by side leave little idle, where a tile holds whole groups or a part of one.
-
-    64 if it makes no difference: a whole line of memory in every type, and tiles enough for the processors.
-    """
-    sizes = [size for size in (64, 128, 32, 16, 8, 4, 2, 1) if size <= most]
+def _least_idle(length: int, sizes: tuple[int, ...]) -> int:
+    """The first of some sizes of tiles that leaves at most an eighth idle, or else as little as possible."""
 
     def idle(size: int) -> float:
-        return _idle(each, size) if each > size else 1 - size // each * each / size
+        return max(0.125, 1 - length / (-(-length // size) * size))
 
-    return min(sizes, key=lambda size: max(0.125, idle(size)))
-
-
-def _idle(length: int, size: int) -> float:
-    covered = -(-length // size) * size
-    return 1 - length / covered
+    return min((size for size in sizes if size <= TILE), key=idle)
 
 
 def _warps(elements: int) -> int:

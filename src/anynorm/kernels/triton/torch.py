@@ -198,7 +198,7 @@ def _backward_split(
     programs = min(g.outer * cut.tiles, -(-_PROGRAMS * _processors(x.device) // stretches))
     sums = x.new_empty(2 * programs * g.reduced, dtype=torch.float32)
     split_gradient.project_shared[(stretches * programs,)](
-        x, dy, scale, saved, work, dx, sums, g.segments, g.reduced, g.outer, cut.tiles, stretches, programs, parts,
+        x, dy, scale, saved, work, dx, sums, g.segments, g.reduced, g.outer, cut.tiles, stretches, programs, cut.chunks,
         g.groups * parts, programs * g.reduced, KEPT=cut.kept, WIDE=cut.wide, BLOCK=cut.block, COLUMNS=g.columns,
         num_warps=cut.warps, **removes, **_OPTIONS,
     )  # fmt: skip
@@ -224,7 +224,8 @@ def _cut(g: Geometry, cut: Split) -> tuple[int, ...]:
 
 def _tile(g: Geometry, cut: Split) -> dict[str, Any]:
     return {
-        "KEPT": cut.kept, "WIDE": cut.wide, "GROUPS": cut.groups, "COLUMNS": g.columns, "WHOLE": cut.per_group == 1,
+        "KEPT": cut.kept, "WIDE": cut.wide, "GROUPS": cut.groups, "MERGES": g.each > 1, "COLUMNS": g.columns,
+        "WHOLE": cut.per_group == 1,
     }  # fmt: skip
 
 

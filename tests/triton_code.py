@@ -20,9 +20,9 @@ from triton.runtime.jit import JITFunction
 
 from anynorm import NormSpec
 from anynorm.kernels.triton import torch as door
+from anynorm.kernels.triton.table import Device
 from anynorm.ops.torch_arrays import plan_of
 
-PROCESSORS = 132
 POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -65,7 +65,8 @@ class Launch:
 
 
 def launched(
-    pattern: str, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False, **sizes: int
+    pattern: str, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False, capability: int = 90,
+    **sizes: int,
 ) -> list[Launch]:  # fmt: skip
     """The launches of both passes, forward first; tensors without memory stand for the arrays."""
     spec = NormSpec.of(pattern, **sizes)
@@ -81,7 +82,7 @@ def launched(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JITFunction, "run", noted)
-        patch.setattr(door, "_processors", lambda device: PROCESSORS)
+        patch.setattr(door, "_device", lambda device: Device(132, capability // 10))
         y, _, _, saved = door.forward(x, scale, offset, plan, 1e-5, statistics=False)
         door.backward(x, y, scale, offset, saved, plan, 1e-5)
     return found
@@ -101,11 +102,11 @@ class Code:
         return max(re.findall(rf"{what}\.global\.([v\d.b]+)", self.ptx), key=lambda kind: ("v4" in kind, "v2" in kind))
 
 
-def compiled(launch: Launch, capability: int) -> Code:
+def compiled(launch: Launch, capability: int, **options: int) -> Code:
     built = triton.compile(
         launch.source,
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": launch.warps, "enable_fp_fusion": True},
+        options={"num_warps": launch.warps, "enable_fp_fusion": True, **options},
     )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
@@ -123,7 +124,7 @@ def main() -> None:
         seen = set()
         for half in (2**k for k in range(4, 15)):
             for tail in (half // 8, half // 4, half // 2, half):
-                for launch in launched("... [c]", (4096, half + tail), dtype):
+                for launch in launched("... [c]", (4096, half + tail), dtype, capability=int(sys.argv[1])):
                     if launch in seen:
                         continue
                     seen.add(launch)

@@ -77,7 +77,7 @@ def statistics(
     tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     c, outer = rest % chunks, rest // chunks
     begin, end, s, inside, owner = segments_of(tile, segments, each, step, per_group, KEPT, COLUMNS, WHOLE)
-    _, at, there, part = groups_of(outer, begin, end, segments, each, KEPT, GROUPS, COLUMNS)
+    _g, at, there, part = groups_of(outer, begin, end, segments, each, KEPT, GROUPS, COLUMNS)
     mean = tl.zeros([KEPT], tl.float64)
     square = tl.zeros([KEPT], tl.float64)
     first = c * chunk
@@ -88,7 +88,7 @@ def statistics(
         place = places(outer, s, q, segments, reduced, COLUMNS)
         x = tl.load(x_at + place, mask=mask, other=0.0).to(tl.float32)
         count = tl.minimum(end - start, WIDE) * 1.0
-        _, more, its_mean, _, inverse = centred((x,), (mask,), count, top, REMOVES_MEAN)
+        _d, more, its_mean, _power, inverse = centred((x,), (mask,), count, top, REMOVES_MEAN)
         # The part of all so far that these are, and the weight of the difference between the two means.
         weight = count.to(tl.float64) / (start - first + count)
         delta = its_mean - mean
@@ -108,7 +108,8 @@ def apply(
     x_at, y_at, scale_at, offset_at, work_at, mean_at, variance_at, saved_at,
     segments, reduced, each, tiles, step, per_group, chunk, chunks, length, divisor, modulus, root,
     KEPT: tl.constexpr, WIDE: tl.constexpr, GROUPS: tl.constexpr, MERGES: tl.constexpr, BLOCK: tl.constexpr,
-    COLUMNS: tl.constexpr, WHOLE: tl.constexpr, AFFINE: tl.constexpr, REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
+    COLUMNS: tl.constexpr, WHOLE: tl.constexpr, AFFINE: tl.constexpr,
+    REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
 ):  # fmt: skip
     """y from what the chunks left, or, without a workspace, from a mean and a variance that are given.
 

@@ -102,14 +102,15 @@ def project(
     x_at, dy_at, scale_at, saved_at, work_at, dx_at,
     segments, reduced, each, tiles, step, per_group, chunk, chunks, length, divisor, modulus,
     KEPT: tl.constexpr, WIDE: tl.constexpr, GROUPS: tl.constexpr, MERGES: tl.constexpr, BLOCK: tl.constexpr,
-    COLUMNS: tl.constexpr, WHOLE: tl.constexpr, AFFINE: tl.constexpr, REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
+    COLUMNS: tl.constexpr, WHOLE: tl.constexpr, AFFINE: tl.constexpr,
+    REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
 ):  # fmt: skip
     """dx = rstd * (g - mean(g) - h * mean(g * h)) where each segment has one scale."""
     last = tl.num_programs(0) - 1 - tl.program_id(0)
     tile, rest = last % tiles, last // tiles
     c, outer = rest % chunks, rest // chunks
     begin, end, s, inside, owner = segments_of(tile, segments, each, step, per_group, KEPT, COLUMNS, WHOLE)
-    g, at, there, _ = groups_of(outer, begin, end, segments, each, KEPT, GROUPS, COLUMNS)
+    g, at, there, _part = groups_of(outer, begin, end, segments, each, KEPT, GROUPS, COLUMNS)
     power, high, low, factor = _centre(saved_at, at, there)
     power = spread(power, owner, GROUPS, MERGES)
     high = spread(high, owner, GROUPS, MERGES)

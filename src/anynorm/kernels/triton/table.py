@@ -29,15 +29,15 @@ from ...plan import Plan, Run
 TILE = 4096
 # Up to here a row stays in registers; the gradient holds x, dy and, where each element has a scale, two sums of it.
 HELD, HELD_GRADIENT, HELD_SUMS = 16384, 16384, 8192
-# Of rows in half precision twice as many fit, beside their scale.
-HELD_HALF = 32768
+# Of rows in half precision twice as many fit beside their scale; what the compiler makes for later generations spills.
+HELD_HALF, HELD_HALF_UNTIL = 32768, 10
 # More lanes of a tile than this may not idle.
 WASTE = 0.25
 # A sector of memory is read whole: so much must lie side by side.
 SECTOR = 32
 # Elements of a row, and segments, which are counted in 32 bits; elements of the array are not.
 MOST = 2**30
-# Chunks of a group: the second launch reads what the first left of all of them in every program.
+# Chunks of a group.
 MOST_CHUNKS = 256
 
 
@@ -142,6 +142,14 @@ def _size(runs: list[Run]) -> int:
 
 
 @dataclass(frozen=True)
+class Device:
+    """How many processors a GPU has, and its compute capability's first number."""
+
+    processors: int
+    generation: int
+
+
+@dataclass(frozen=True)
 class Held:
     """Whole groups in registers: tiles of `kept` groups.
 
@@ -214,20 +222,21 @@ def parts(length: int) -> tuple[int, ...]:
     return whole // 2, max(whole // 16, padded(length - whole // 2))
 
 
-def held(g: Geometry, itemsize: int, gradient: bool, processors: int) -> Held | None:
+def held(g: Geometry, itemsize: int, gradient: bool, device: Device) -> Held | None:
     """The tiles that hold whole groups; None where groups are too large.
 
     Args:
         itemsize: bytes of an element.
         gradient: whether it is the backward pass.
-        processors: of the device: so many programs share the sums over groups.
+        device: that computes; a program or a few on each of its processors share the sums over groups.
     """
     # The sums over a channel would take a tile for each channel.
     if g.each > 1 and (g.columns or gradient):
         return None
     sums = gradient and g.affine == "reduced"
-    rows = not g.columns and g.each == 1
-    most = HELD_SUMS if sums else HELD_GRADIENT if gradient else HELD_HALF if rows and itemsize == 2 else HELD
+    most = HELD_SUMS if sums else HELD_GRADIENT if gradient else HELD
+    if not (gradient or g.columns or g.each > 1) and itemsize == 2 and device.generation < HELD_HALF_UNTIL:
+        most = HELD_HALF
     tile = sum(parts(g.count))
     least = min(SECTOR // itemsize, padded(g.segments)) if g.columns else 1
     if tile * least > most:
@@ -239,15 +248,15 @@ def held(g: Geometry, itemsize: int, gradient: bool, processors: int) -> Held | 
     warps = _warps(elements * 2 if gradient else elements)
     # A program's sums are as long as a group: the fewer programs, the less is written, and the longer the group, the
     # fewer have room on a processor.
-    programs = processors * max(1, min(4, HELD_SUMS // tile)) if sums else 0
+    programs = device.processors * max(1, min(4, HELD_SUMS // tile)) if sums else 0
     return Held(parts(g.count), kept, warps, programs)
 
 
 def split(g: Geometry, gradient: bool) -> Split:
     """The tiles of groups that are cut into chunks."""
     if g.columns:
-        # 64 if it makes no difference: a whole line of memory in every type, and tiles enough for the processors.
-        kept = _least_idle(g.segments, (64, 128, 32, 16)) if g.segments > 16 else padded(g.segments)
+        # A line of memory in float32: the narrower the tiles, the fewer chunks keep all processors busy.
+        kept = _least_idle(g.segments, (32, 64, 16)) if g.segments > 16 else padded(g.segments)
         wide = min(TILE // kept, padded(g.reduced))
     else:
         wide = _wide(g.reduced)
@@ -261,7 +270,8 @@ def split(g: Geometry, gradient: bool) -> Split:
         per_group, room = -(-g.each // kept), 1
         tiles = g.segments // g.each * per_group
     room = kept if g.each == 1 else padded(room)
-    most = max(1, min(MOST_CHUNKS, math.isqrt(g.count) // 4) // per_group)
+    # What the second launch reads of all chunks, it reads for each chunk: with their square it grows.
+    most = max(1, min(MOST_CHUNKS, math.isqrt(g.count) // 6) // per_group)
     chunk = -(-g.reduced // (most * wide)) * wide
     chunks = -(-g.reduced // chunk)
     block = min(padded(chunks * per_group), max(1, TILE // 2 // room))

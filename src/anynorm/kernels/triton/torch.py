@@ -15,7 +15,7 @@ from ...plan import Plan
 from ...precision import FORMATS, largest_exponent
 from ..torch_memory import as_lies, dense, like, room_for_moments, room_for_saved, small, statistic
 from . import held, split, split_gradient
-from .table import Geometry, Held, Split, gathered, geometry
+from .table import Device, Geometry, Held, Split, gathered, geometry
 from .table import held as held_table
 from .table import split as split_table
 
@@ -73,7 +73,7 @@ def _forward(
     g = _geometry(plan)
     removes = {"REMOVES_MEAN": plan.removes_mean, "REMOVES_SCALE": plan.removes_scale}
     top, root, constant = _eps(eps, plan.removes_scale)
-    tiles = held_table(g, x.element_size(), False, _processors(x.device))
+    tiles = held_table(g, x.element_size(), False, _device(x.device))
     with _on(x.device):
         if tiles is not None:
             segments = g.segments // g.each
@@ -125,7 +125,7 @@ def backward(
     dx = torch.empty_like(x)
     g = _geometry(plan)
     removes = {"REMOVES_MEAN": plan.removes_mean, "REMOVES_SCALE": plan.removes_scale}
-    tiles = held_table(g, x.element_size(), True, _processors(x.device))
+    tiles = held_table(g, x.element_size(), True, _device(x.device))
     given = scale is not None or offset is not None
     with _on(x.device):
         if tiles is None:
@@ -195,7 +195,7 @@ def _backward_split(
         )  # fmt: skip
         return sums
     stretches = -(-g.reduced // cut.wide)
-    programs = min(g.outer * cut.tiles, -(-_PROGRAMS * _processors(x.device) // stretches))
+    programs = min(g.outer * cut.tiles, -(-_PROGRAMS * _device(x.device).processors // stretches))
     sums = x.new_empty(2 * programs * g.reduced, dtype=torch.float32)
     split_gradient.project_shared[(stretches * programs,)](
         x, dy, scale, saved, work, dx, sums, g.segments, g.reduced, g.outer, cut.tiles, stretches, programs, cut.chunks,
@@ -244,8 +244,11 @@ def _eps(eps: float, removes_scale: bool) -> tuple[int, float, float]:
 
 
 @lru_cache(maxsize=64)
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+def _device(device: torch.device) -> Device:
+    if device.type != "cuda":
+        return Device(2, 0)  # the interpreter's
+    found = torch.cuda.get_device_properties(device)
+    return Device(found.multi_processor_count, found.major)
 
 
 def _on(device: torch.device) -> Any:

@@ -59,15 +59,15 @@ def sums(
     else:
         scale = tl.zeros([KEPT], tl.float32) + 1.0
     if sums_at is not None and PER_GROUP:
-        step_of_part = outers.to(tl.int64) * (segments // each)
-        place = sums_at + (c * per_group + part) * step_of_part + at
+        all_groups = segments // each * outers
+        place = sums_at + (c * per_group + part).to(tl.int64) * all_groups + at
         tl.store(place, merged(one, owner, GROUPS, MERGES), mask=there)
         tl.store(place + sums_length, merged(other, owner, GROUPS, MERGES), mask=there)
         # A group that lies on fewer tiles than others leaves one place to be filled.
         last = there & (g * each + each <= begin + KEPT) & (part + 2 == per_group)
         nothing = tl.zeros([GROUPS], tl.float32)
-        tl.store(place + step_of_part, nothing, mask=last)
-        tl.store(place + step_of_part + sums_length, nothing, mask=last)
+        tl.store(place + all_groups, nothing, mask=last)
+        tl.store(place + all_groups + sums_length, nothing, mask=last)
     one = merged(one * scale, owner, GROUPS, MERGES)
     other = merged(other * scale, owner, GROUPS, MERGES)
     keep(work_at, one, other, at, there, part, c, per_group, chunks, length)

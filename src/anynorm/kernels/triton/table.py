@@ -252,7 +252,7 @@ def held(g: Geometry, itemsize: int, gradient: bool, device: Device) -> Held | N
     return Held(parts(g.count), kept, warps, programs)
 
 
-def split(g: Geometry, gradient: bool) -> Split:
+def split(g: Geometry) -> Split:
     """The tiles of groups that are cut into chunks."""
     if g.columns:
         # A line of memory in float32: the narrower the tiles, the fewer chunks keep all processors busy.
@@ -275,7 +275,7 @@ def split(g: Geometry, gradient: bool) -> Split:
     chunk = -(-g.reduced // (most * wide)) * wide
     chunks = -(-g.reduced // chunk)
     block = min(padded(chunks * per_group), max(1, TILE // 2 // room))
-    return Split(kept, wide, step, tiles, per_group, chunk, chunks, room, block, _warps(TILE * (1 + gradient)))
+    return Split(kept, wide, step, tiles, per_group, chunk, chunks, room, block, _warps(2 * TILE))
 
 
 def _most_tiles(length: int, tile: int) -> int:

@@ -84,7 +84,7 @@ def _forward(
                 num_warps=tiles.warps, **removes, **_OPTIONS,
             )  # fmt: skip
             return
-        cut = split_table(g, False)
+        cut = split_table(g)
         length = g.groups * cut.chunks * cut.per_group
         work = x.new_empty(2 * length, dtype=torch.float64)
         split.statistics[(g.outer * cut.chunks * cut.tiles,)](
@@ -104,7 +104,7 @@ def apply(
     x, (scale, offset) = dense(x, plan), _smalls(scale, offset, x, plan)
     mean, variance = statistic(mean, x, plan), statistic(variance, x, plan)
     y, g = torch.empty_like(x), _geometry(plan)
-    cut = split_table(g, False)
+    cut = split_table(g)
     with _on(x.device):
         split.apply[(g.outer * cut.chunks * cut.tiles,)](
             x, y, scale, offset, None, mean, variance, None, *_cut(g, cut), 0, g.divisor, g.modulus, eps**0.5,
@@ -175,7 +175,7 @@ def _backward_split(
     given: bool,
 ) -> Array | None:
     """dx; and the sums that scale's and offset's gradients are gathered from, if one of them is given."""
-    cut = split_table(g, True)
+    cut = split_table(g)
     parts = cut.chunks * cut.per_group
     work = x.new_empty(2 * g.groups * parts, dtype=torch.float32)
     shared = given and g.affine == "reduced"

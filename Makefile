@@ -10,11 +10,12 @@ CPU := src/anynorm/kernels/cpu
 export OMP_NUM_THREADS ?= 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test lint bench accuracy instructions kernels kernel-tests wheel clean
+.PHONY: help demo test lint bench gpu accuracy instructions kernels kernel-tests wheel clean
 
 help:
 	@echo "make demo      train the tutorial's model with each normalization; tables and pictures in demo-out/"
 	@echo "make test      lint, types and tests on every framework"
+	@echo "make gpu       the GPU kernels' tests on this machine's GPU"
 	@echo "make accuracy  errors of anynorm and its peers against float64"
 	@echo "make bench     speed of anynorm and its peers; chart and tables of the READMEs (25 minutes)"
 	@echo "make kernels   the CPU kernels, rebuilt as far as their sources changed; every target above does it"
@@ -57,6 +58,12 @@ test: lint kernel-tests
 	KERAS_BACKEND=jax $(BIN)/pytest -q -n 2 tests/test_keras_*.py src/anynorm/keras
 	KERAS_BACKEND=torch $(BIN)/pytest -q -n 2 tests/test_keras_*.py src/anynorm/keras
 	KERAS_BACKEND=tensorflow $(BIN)/pytest -q -n 2
+	TRITON_INTERPRET=1 $(BIN)/pytest -q -n 2 tests/gpu/interpreted
+	$(BIN)/pytest -q -n 2 tests/gpu/compiled
+
+# On a machine with a GPU; elsewhere every test is skipped.
+gpu: $(KERNELS)
+	$(BIN)/pytest -q tests/gpu/device
 
 accuracy: $(KERNELS)
 	$(BIN)/python benchmarks/accuracy.py $(ARGS)

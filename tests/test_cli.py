@@ -21,7 +21,7 @@ from click.testing import CliRunner
 import anynorm
 from anynorm.cli import digits
 from anynorm.cli.app import app
-from anynorm.kernels import cpu
+from anynorm.kernels import cpu, triton
 
 
 def run(*words):
@@ -149,6 +149,15 @@ def test_doctor_says_which_cpu_kernels_are_there():
     assert report["doors"] == [name for name in ("jax", "tensorflow") if cpu.door(name)]
     shown = run("doctor", "--framework", "numpy").output
     assert f"{cpu.isa()}; doors for" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("why", ["", "there is no NVIDIA driver"])
+def test_doctor_says_whether_there_are_gpu_kernels(why, monkeypatch):
+    monkeypatch.setattr(triton, "why_not", lambda: why)
+    report = json.loads(run("doctor", "--json", "--framework", "numpy").output)
+    assert report["gpu_kernels"] == {"triton": why}
+    said = " ".join(run("doctor", "--framework", "numpy").output.split())
+    assert f"GPU kernels │ triton: {why or 'ready'}" in said
 
 
 def test_doctor_says_why_there_are_no_cpu_kernels(monkeypatch):

@@ -66,6 +66,7 @@ def doctor(
             "frameworks": versions,
             "keras_backend": _keras_backend() if versions["keras"] else None,
             "cpu_kernels": _cpu_kernels(),
+            "gpu_kernels": _gpu_kernels(),
             "pattern": pattern,
             "shape": _dimensions(shape),
             "dtype": dtype,
@@ -120,6 +121,13 @@ def _cpu_kernels() -> dict[str, Any]:
     return {"isa": cpu.isa(), "doors": doors, "why": "; ".join(missing)}
 
 
+def _gpu_kernels() -> dict[str, str]:
+    """For each way to a GPU the reason why it is closed; empty where it is open."""
+    from ..kernels import triton
+
+    return {"triton": triton.why_not()}
+
+
 def _print(console: Console, report: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -136,6 +144,8 @@ def _print(console: Console, report: dict[str, Any]) -> None:
     kernels = report["cpu_kernels"]
     doors = f"{kernels['isa']}; doors for {', '.join(kernels['doors']) or 'no framework'}" if kernels["isa"] else "none"
     found.add_row("CPU kernels", Text(f"{doors}: {kernels['why']}" if kernels["why"] else doors))
+    for name, why in report["gpu_kernels"].items():
+        found.add_row("GPU kernels", Text(f"{name}: {why or 'ready'}"))
     console.print(found)
     question = f"{report['pattern']}  {report['shape']}  {report['dtype']} on {report['device']}"
     chosen = Table(title=Text(question), title_justify="left")

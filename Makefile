@@ -5,12 +5,14 @@ BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 BUILD := build/kernels
 KERNELS := $(BUILD)/.installed
+TRITON_AT := .venv/triton
+TRITON := $(TRITON_AT)/.installed-3.9.0
 CPU := src/anynorm/kernels/cpu
 # One thread each for two test processes; more would only stand in each other's way.
 export OMP_NUM_THREADS ?= 1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test lint bench gpu accuracy instructions kernels kernel-tests wheel clean
+.PHONY: help demo test lint bench gpu accuracy instructions kernels kernel-tests triton-tests wheel clean
 
 help:
 	@echo "make demo      train the tutorial's model with each normalization; tables and pictures in demo-out/"
@@ -27,10 +29,16 @@ help:
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "anynorm needs Python 3.11 or newer; name one, as in: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@echo "setting up .venv (a few minutes and about 3 GB the first time)"
+	@echo "setting up .venv (a few minutes and about 4 GB the first time)"
 	@$(PYTHON) -m venv .venv
 	@ANYNORM_KERNELS=off $(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@rm -f .venv/.installed-*
+	@touch $@
+
+# Apart: where it can be imported torch's compiler imports it, and after TensorFlow that ends the process, since both
+# bring LLVM.
+$(TRITON): $(STAMP)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(TRITON_AT) triton==3.9.0
 	@touch $@
 
 # Without a compiler everything works, composed; a compiler that fails is an error.
@@ -58,6 +66,13 @@ test: lint kernel-tests
 	KERAS_BACKEND=jax $(BIN)/pytest -q -n 2 tests/test_keras_*.py src/anynorm/keras
 	KERAS_BACKEND=torch $(BIN)/pytest -q -n 2 tests/test_keras_*.py src/anynorm/keras
 	KERAS_BACKEND=tensorflow $(BIN)/pytest -q -n 2
+ifeq ($(shell uname -s),Linux)
+	@$(MAKE) --no-print-directory triton-tests
+endif
+
+triton-tests: $(TRITON) $(KERNELS)
+	PYTHONPATH=$(TRITON_AT) TRITON_INTERPRET=1 $(BIN)/pytest -q -n 2 tests/gpu/interpreted
+	PYTHONPATH=$(TRITON_AT) $(BIN)/pytest -q -n 2 tests/gpu/compiled
 
 accuracy: $(KERNELS)
 	$(BIN)/python benchmarks/accuracy.py $(ARGS)
@@ -67,7 +82,7 @@ bench: $(KERNELS)
 	$(if $(ARGS),,$(BIN)/python benchmarks/fit.py)
 
 gpu: $(KERNELS)
-	$(BIN)/pytest -q tests/gpu
+	$(BIN)/pytest -q tests/gpu/device
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 instructions: $(KERNELS)

@@ -13,7 +13,7 @@ from triton_runs import arrays, check, small_tiles
 
 from anynorm.kernels import triton as kernels
 from anynorm.kernels.triton import interpreted
-from anynorm.kernels.triton.split import _counts
+from anynorm.kernels.triton.split import shares
 from anynorm.kernels.triton.tiles import scaled
 
 pytestmark = [
@@ -69,9 +69,9 @@ def rounded(mean, rstd):
 
 
 @triton.jit
-def full(t, reduced, each, chunk, chunks, KEPT):  # noqa: N803
-    """Every chunk is taken to be as long as the first."""
-    return _counts(t * 0, reduced, each, chunk, chunks, KEPT)
+def alike(g, t, each, chunks, KEPT, COLUMNS):  # noqa: N803
+    """Every tile is taken to hold as much of a group as its first."""
+    return shares(g, t * 0, each, chunks, KEPT, COLUMNS)
 
 
 # What is wrong: the module, what is changed in it and how; then a case that sees it, and whether its groups are cut.
@@ -87,7 +87,7 @@ MUTANTS: dict[str, tuple[str, str, Callable[[Any], Any], str, bool, dict[str, fl
     "eps left out": ("split", "apply", told(root=0.0), GROUP, True, {}),
     "last element skipped": ("split", "statistics", less("reduced"), GROUP, True, {}),
     "last sum skipped": ("split_gradient", "gather", less("before"), GROUP, True, {}),
-    "chunks of one length": ("split", "_counts", instead(full), GROUP, True, {"mean": 30.0}),
+    "equal shares of a group": ("split", "shares", instead(alike), "group, channels in the middle", True, {}),
     "scale's and offset's gradients exchanged": (
         "split_gradient", "gather", exchanged("dscale_at", "doffset_at"), ROWS, False, {}
     ),

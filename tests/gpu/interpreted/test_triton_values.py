@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from cases import BY_NAME, CASES
 from triton_runs import (
     BACKWARD,
@@ -23,6 +25,7 @@ from triton_runs import (
 import anynorm
 from anynorm.kernels.select import select
 from anynorm.kernels.triton import geometry, interpreted, table
+from anynorm.kernels.triton.tiles import places
 
 pytestmark = [
     pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1 before Triton is imported"),
@@ -156,10 +159,30 @@ def test_float16_up_to_its_maximum():
 @pytest.mark.parametrize(("length", "parts"), [(1152, (1024, 128)), (100, (128,)), (70, (64, 8))])
 def test_lengths_that_are_no_power_of_two(length, parts):
     case = type(BY_NAME[ROWS])("row", "... [c]", (5, length))
-    tiles = table.held(geometry(case.plan), 4, False, 1)
+    tiles = table.held(geometry(case.plan), 4, False, table.Device(1, 0))
     assert tiles is not None
     assert tiles.parts == parts
     check(case, *arrays(case))
+
+
+@triton.jit
+def _places(at, outer, first, segments, reduced, COLUMNS: tl.constexpr):  # noqa: N803
+    i = tl.arange(0, 2)
+    found = places(outer + tl.program_id(0), first + i, first + i, segments, reduced, COLUMNS)
+    tl.store(at + i[:, None] * 2 + i[None, :], found)
+
+
+def test_places_beyond_two_to_the_31():
+    first, segments, reduced, outer = 2**17, 2**18, 2**19, 5
+    i = first + torch.arange(2)
+    for columns, wanted in (
+        (True, (outer * reduced + i[None, :]) * segments + i[:, None]),
+        (False, i[:, None] * reduced + i[None, :]),
+    ):
+        found = torch.empty(2, 2, dtype=torch.int64)
+        _places[(1,)](found, outer, first, segments, reduced, columns)
+        assert wanted.min() > 2**31
+        assert torch.equal(found, wanted)
 
 
 def test_channels_last_is_taken_as_it_lies():

@@ -3,47 +3,42 @@
 import triton
 import triton.language as tl
 
-from .split import _keep, _segments
+from .split import groups_of, keep, segments_of, shares
 from .tiles import merged, normalized, places, scaled, spread
 
 
 @triton.jit
-def _statistics(saved_at, outer, group, segments, each, step, GROUPS: tl.constexpr, WHOLE: tl.constexpr):
-    """Where the tile's groups are, whether they are there, and what h is made of."""
-    i = tl.arange(0, GROUPS)
-    there = (group + i < segments // each) & (i < (step // each if WHOLE else 1))
-    at = outer * (segments // each) + group + i
+def _centre(saved_at, at, there):
+    """What the h of these groups is made of."""
     mean = tl.load(saved_at + at * 2, mask=there, other=0.0)
     rstd = tl.load(saved_at + at * 2 + 1, mask=there, other=0.0)
-    power, high, low, factor = scaled(mean, rstd)
-    return at, there, power, high, low, factor
+    return scaled(mean, rstd)
 
 
 @triton.jit
 def sums(
     x_at, dy_at, scale_at, saved_at, work_at, sums_at,
     segments, reduced, each, tiles, step, per_group, chunk, chunks, outers, length, sums_length, divisor, modulus,
-    KEPT: tl.constexpr, WIDE: tl.constexpr, GROUPS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr,
-    AFFINE: tl.constexpr, PER_GROUP: tl.constexpr,
+    KEPT: tl.constexpr, WIDE: tl.constexpr, GROUPS: tl.constexpr, MERGES: tl.constexpr, COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr, AFFINE: tl.constexpr, PER_GROUP: tl.constexpr,
 ):  # fmt: skip
     """Of each chunk the sums of g * h and of g = dy * scale; and those of dy * h and dy, for dscale and doffset.
 
     These a segment, or a group where the whole of a group has one scale (PER_GROUP).
     """
-    MERGES: tl.constexpr = GROUPS != KEPT
     tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     c, outer = rest % chunks, rest // chunks
-    s, inside, owner, group = _segments(tile, segments, each, step, per_group, KEPT, WHOLE)
-    _, _, power, high, low, factor = _statistics(saved_at, outer, group, segments, each, step, GROUPS, WHOLE)
+    begin, end, s, inside, owner = segments_of(tile, segments, each, step, per_group, KEPT, COLUMNS, WHOLE)
+    g, at, there, part = groups_of(outer, begin, end, segments, each, KEPT, GROUPS, COLUMNS)
+    power, high, low, factor = _centre(saved_at, at, there)
     power = spread(power, owner, GROUPS, MERGES)
     high = spread(high, owner, GROUPS, MERGES)
     low = spread(low, owner, GROUPS, MERGES)
     factor = spread(factor, owner, GROUPS, MERGES)
     dy_h = tl.zeros([KEPT, WIDE], tl.float32)
     dy_1 = tl.zeros([KEPT, WIDE], tl.float32)
-    begin = c * chunk
-    end = tl.minimum(begin + chunk, reduced)
-    for start in range(begin, end, WIDE):
+    end = tl.minimum(c * chunk + chunk, reduced)
+    for start in range(c * chunk, end, WIDE):
         q = start + tl.arange(0, WIDE)
         mask = inside[:, None] & (q < end)[None, :]
         place = places(outer, s, q, segments, reduced, COLUMNS)
@@ -56,37 +51,42 @@ def sums(
     one = tl.sum(dy_h, 1)
     other = tl.sum(dy_1, 1)
     if sums_at is not None and not PER_GROUP:
-        at = sums_at + (c * outers + outer).to(tl.int64) * segments + s
-        tl.store(at, one, mask=inside)
-        tl.store(at + sums_length, other, mask=inside)
+        place = sums_at + (c * outers + outer).to(tl.int64) * segments + s
+        tl.store(place, one, mask=inside)
+        tl.store(place + sums_length, other, mask=inside)
     if AFFINE == "kept" and scale_at is not None:
         scale = tl.load(scale_at + (s // divisor) % modulus, mask=inside, other=0.0).to(tl.float32)
     else:
         scale = tl.zeros([KEPT], tl.float32) + 1.0
     if sums_at is not None and PER_GROUP:
-        i = tl.arange(0, GROUPS)
-        there = (group + i < segments // each) & (i < (step // each if WHOLE else 1))
-        part = ((c * per_group + tile % per_group) * outers + outer).to(tl.int64) * (segments // each)
-        tl.store(sums_at + part + group + i, merged(one, owner, GROUPS, MERGES), mask=there)
-        tl.store(sums_at + sums_length + part + group + i, merged(other, owner, GROUPS, MERGES), mask=there)
+        all_groups = segments // each * outers
+        place = sums_at + (c * per_group + part).to(tl.int64) * all_groups + at
+        tl.store(place, merged(one, owner, GROUPS, MERGES), mask=there)
+        tl.store(place + sums_length, merged(other, owner, GROUPS, MERGES), mask=there)
+        # A group that lies on fewer tiles than others leaves one place to be filled.
+        last = there & (g * each + each <= begin + KEPT) & (part + 2 == per_group)
+        nothing = tl.zeros([GROUPS], tl.float32)
+        tl.store(place + all_groups, nothing, mask=last)
+        tl.store(place + all_groups + sums_length, nothing, mask=last)
     one = merged(one * scale, owner, GROUPS, MERGES)
     other = merged(other * scale, owner, GROUPS, MERGES)
-    _keep(work_at, one, other, outer, tile, c, group, segments, each, per_group, chunks, length, step, GROUPS, WHOLE)
+    keep(work_at, one, other, at, there, part, c, per_group, chunks, length)
 
 
 @triton.jit
 def _means(
-    work_at, at, there, parts, length, reduced, each, owner,
-    GROUPS: tl.constexpr, BLOCK: tl.constexpr, MERGES: tl.constexpr,
+    work_at, g, at, there, reduced, each, per_group, chunks, length, owner,
+    KEPT: tl.constexpr, GROUPS: tl.constexpr, MERGES: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
     REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
 ):  # fmt: skip
     """What each moment removed takes out: the group's means of g * h and of g; 0 for one that stays."""
-    row = work_at + at.to(tl.int64) * parts
+    row = work_at + at.to(tl.int64) * (chunks * per_group)
     along = tl.zeros([GROUPS], tl.float64)
     level = tl.zeros([GROUPS], tl.float64)
-    for start in range(0, parts, BLOCK):
+    for start in range(0, chunks * per_group, BLOCK):
         t = start + tl.arange(0, BLOCK)
-        mask = there[:, None] & (t < parts)[None, :]
+        share = shares(g, t, each, chunks, KEPT, COLUMNS)
+        mask = there[:, None] & (t < chunks * per_group)[None, :] & (share > 0)
         if REMOVES_SCALE:
             along += tl.sum(tl.load(row[:, None] + t[None, :], mask=mask, other=0.0).to(tl.float64), 1)
         if REMOVES_MEAN:
@@ -101,31 +101,31 @@ def _means(
 def project(
     x_at, dy_at, scale_at, saved_at, work_at, dx_at,
     segments, reduced, each, tiles, step, per_group, chunk, chunks, length, divisor, modulus,
-    KEPT: tl.constexpr, WIDE: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
-    WHOLE: tl.constexpr, AFFINE: tl.constexpr, REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
+    KEPT: tl.constexpr, WIDE: tl.constexpr, GROUPS: tl.constexpr, MERGES: tl.constexpr, BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr, WHOLE: tl.constexpr, AFFINE: tl.constexpr,
+    REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
 ):  # fmt: skip
     """dx = rstd * (g - mean(g) - h * mean(g * h)) where each segment has one scale."""
-    MERGES: tl.constexpr = GROUPS != KEPT
     last = tl.num_programs(0) - 1 - tl.program_id(0)
     tile, rest = last % tiles, last // tiles
     c, outer = rest % chunks, rest // chunks
-    s, inside, owner, group = _segments(tile, segments, each, step, per_group, KEPT, WHOLE)
-    at, there, power, high, low, factor = _statistics(saved_at, outer, group, segments, each, step, GROUPS, WHOLE)
+    begin, end, s, inside, owner = segments_of(tile, segments, each, step, per_group, KEPT, COLUMNS, WHOLE)
+    g, at, there, _part = groups_of(outer, begin, end, segments, each, KEPT, GROUPS, COLUMNS)
+    power, high, low, factor = _centre(saved_at, at, there)
     power = spread(power, owner, GROUPS, MERGES)
     high = spread(high, owner, GROUPS, MERGES)
     low = spread(low, owner, GROUPS, MERGES)
     factor = spread(factor, owner, GROUPS, MERGES)
     along, level = _means(
-        work_at, at, there, chunks * per_group, length, reduced, each, owner,
-        GROUPS, BLOCK, MERGES, REMOVES_MEAN, REMOVES_SCALE,
+        work_at, g, at, there, reduced, each, per_group, chunks, length, owner,
+        KEPT, GROUPS, MERGES, BLOCK, COLUMNS, REMOVES_MEAN, REMOVES_SCALE,
     )  # fmt: skip
     if AFFINE == "kept" and scale_at is not None:
         scale = tl.load(scale_at + (s // divisor) % modulus, mask=inside, other=0.0).to(tl.float32)
     else:
         scale = tl.zeros([KEPT], tl.float32) + 1.0
-    begin = c * chunk
-    end = tl.minimum(begin + chunk, reduced)
-    for start in range(begin, end, WIDE):
+    end = tl.minimum(c * chunk + chunk, reduced)
+    for start in range(c * chunk, end, WIDE):
         q = start + tl.arange(0, WIDE)
         mask = inside[:, None] & (q < end)[None, :]
         place = places(outer, s, q, segments, reduced, COLUMNS)
@@ -139,7 +139,7 @@ def project(
 @triton.jit
 def project_shared(
     x_at, dy_at, scale_at, saved_at, work_at, dx_at, sums_at,
-    segments, reduced, outers, tiles, stretches, programs, parts, length, sums_length,
+    segments, reduced, outers, tiles, stretches, programs, chunks, length, sums_length,
     KEPT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
     REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
 ):  # fmt: skip
@@ -159,9 +159,11 @@ def project_shared(
         outer, tile = index // tiles, index % tiles
         s = tile * KEPT + tl.arange(0, KEPT)
         inside = s < segments
-        at, there, power, high, low, factor = _statistics(saved_at, outer, tile * KEPT, segments, 1, KEPT, KEPT, True)
+        at = outer * segments + s
+        power, high, low, factor = _centre(saved_at, at, inside)
         along, level = _means(
-            work_at, at, there, parts, length, reduced, 1, s, KEPT, BLOCK, False, REMOVES_MEAN, REMOVES_SCALE
+            work_at, s, at, inside, reduced, 1, 1, chunks, length, s,
+            KEPT, KEPT, False, BLOCK, False, REMOVES_MEAN, REMOVES_SCALE,
         )  # fmt: skip
         mask = inside[:, None] & known[None, :]
         place = places(outer, s, q, segments, reduced, COLUMNS)

@@ -29,15 +29,15 @@ from ...plan import Plan, Run
 TILE = 4096
 # Up to here a row stays in registers; the gradient holds x, dy and, where each element has a scale, two sums of it.
 HELD, HELD_GRADIENT, HELD_SUMS = 16384, 16384, 8192
-# Of rows in half precision twice as many fit, beside their scale.
-HELD_HALF = 32768
+# Of rows in half precision twice as many fit beside their scale; what the compiler makes for later generations spills.
+HELD_HALF, HELD_HALF_UNTIL = 32768, 10
 # More lanes of a tile than this may not idle.
 WASTE = 0.25
 # A sector of memory is read whole: so much must lie side by side.
 SECTOR = 32
 # Elements of a row, and segments, which are counted in 32 bits; elements of the array are not.
 MOST = 2**30
-# Chunks of a group: the second launch reads what the first left of all of them in every program.
+# Chunks of a group.
 MOST_CHUNKS = 256
 
 
@@ -142,6 +142,14 @@ def _size(runs: list[Run]) -> int:
 
 
 @dataclass(frozen=True)
+class Device:
+    """How many processors a GPU has, and its compute capability's first number."""
+
+    processors: int
+    generation: int
+
+
+@dataclass(frozen=True)
 class Held:
     """Whole groups in registers: tiles of `kept` groups.
 
@@ -161,12 +169,12 @@ class Split:
     """Groups cut into chunks: tiles of `kept` segments and `wide` elements of each.
 
     Attributes:
-        step: segments that a tile covers, whole groups where they fit.
+        step: segments of the whole groups that a tile of rows covers; 0 where not even one fits.
         tiles: tiles side by side that cover the segments of one outer index.
-        per_group: tiles that cover one group's segments: 1 where whole groups fit into a tile.
+        per_group: tiles that a group's segments lie on, at most.
         chunk: elements of a segment that one program reads; a multiple of `wide`.
         chunks: and how many such there are.
-        groups: that a tile has room for.
+        groups: that lie on a tile, at most.
         block: chunks of a group that the second launch adds at once.
     """
 
@@ -210,23 +218,25 @@ def parts(length: int) -> tuple[int, ...]:
     whole = padded(length)
     if whole <= 16 or length >= (1 - WASTE) * whole:
         return (whole,)
-    return whole // 2, padded(length - whole // 2)
+    # An eighth at least: a thinner second part would be spread over too few threads for wide loads.
+    return whole // 2, max(whole // 16, padded(length - whole // 2))
 
 
-def held(g: Geometry, itemsize: int, gradient: bool, processors: int) -> Held | None:
+def held(g: Geometry, itemsize: int, gradient: bool, device: Device) -> Held | None:
     """The tiles that hold whole groups; None where groups are too large.
 
     Args:
         itemsize: bytes of an element.
         gradient: whether it is the backward pass.
-        processors: of the device: so many programs share the sums over groups.
+        device: that computes; a program or a few on each of its processors share the sums over groups.
     """
     # The sums over a channel would take a tile for each channel.
     if g.each > 1 and (g.columns or gradient):
         return None
     sums = gradient and g.affine == "reduced"
-    rows = not g.columns and g.each == 1
-    most = HELD_SUMS if sums else HELD_GRADIENT if gradient else HELD_HALF if rows and itemsize == 2 else HELD
+    most = HELD_SUMS if sums else HELD_GRADIENT if gradient else HELD
+    if not (gradient or g.columns or g.each > 1) and itemsize == 2 and device.generation < HELD_HALF_UNTIL:
+        most = HELD_HALF
     tile = sum(parts(g.count))
     least = min(SECTOR // itemsize, padded(g.segments)) if g.columns else 1
     if tile * least > most:
@@ -238,55 +248,55 @@ def held(g: Geometry, itemsize: int, gradient: bool, processors: int) -> Held | 
     warps = _warps(elements * 2 if gradient else elements)
     # A program's sums are as long as a group: the fewer programs, the less is written, and the longer the group, the
     # fewer have room on a processor.
-    programs = processors * max(1, min(4, HELD_SUMS // tile)) if sums else 0
+    programs = device.processors * max(1, min(4, HELD_SUMS // tile)) if sums else 0
     return Held(parts(g.count), kept, warps, programs)
 
 
-def split(g: Geometry, gradient: bool) -> Split:
+def split(g: Geometry) -> Split:
     """The tiles of groups that are cut into chunks."""
     if g.columns:
-        kept = _kept(g.each, min(128, padded(g.segments)))
+        # A line of memory in float32: the narrower the tiles, the fewer chunks keep all processors busy.
+        kept = _least_idle(g.segments, (32, 64, 16)) if g.segments > 16 else padded(g.segments)
         wide = min(TILE // kept, padded(g.reduced))
     else:
         wide = _wide(g.reduced)
-        kept = _kept(g.each, max(1, TILE // wide))
-    whole = g.each <= kept
-    per_group = 1 if whole else -(-g.each // kept)
-    step = kept // g.each * g.each if whole else kept
-    groups = g.segments // g.each
-    tiles = -(-g.segments // step) if whole else groups * per_group
-    most = max(1, min(MOST_CHUNKS, math.isqrt(g.count) // 4) // per_group)
+        kept = max(1, TILE // wide)
+    step = kept // g.each * g.each
+    if g.columns:
+        tiles, per_group, room = -(-g.segments // kept), _most_tiles(g.each, kept), _most_tiles(kept, g.each)
+    elif step:
+        tiles, per_group, room = -(-g.segments // step), 1, step // g.each
+    else:
+        per_group, room = -(-g.each // kept), 1
+        tiles = g.segments // g.each * per_group
+    room = kept if g.each == 1 else padded(room)
+    # What the second launch reads of all chunks, it reads for each chunk: with their square it grows.
+    most = max(1, min(MOST_CHUNKS, math.isqrt(g.count) // 6) // per_group)
     chunk = -(-g.reduced // (most * wide)) * wide
     chunks = -(-g.reduced // chunk)
-    room = kept if g.each == 1 else padded(step // g.each) if whole else 1
     block = min(padded(chunks * per_group), max(1, TILE // 2 // room))
-    return Split(kept, wide, step, tiles, per_group, chunk, chunks, room, block, _warps(TILE * (1 + gradient)))
+    return Split(kept, wide, step, tiles, per_group, chunk, chunks, room, block, _warps(2 * TILE))
+
+
+def _most_tiles(length: int, tile: int) -> int:
+    """On how many tiles of a grid a stretch of such a length lies at most, if stretches lie end to end as well."""
+    return 1 if tile % length == 0 else length // tile if length % tile == 0 else (length - 2) // tile + 2
 
 
 def _wide(length: int) -> int:
     """The widest tile of a row that leaves little idle at its end."""
     if length <= 256:
         return padded(length)
-    sizes = [size for size in (4096, 2048, 1024, 512, 256) if size < 2 * length]
-    return min(sizes, key=lambda size: (max(0.125, _idle(length, size)), -size))
+    return _least_idle(length, (4096, 2048, 1024, 512, 256))
 
 
-def _kept(each: int, most: int) -> int:
-    """How many segments side by side leave little idle, where a tile holds whole groups or a part of one.
-
-    64 if it makes no difference: a whole line of memory in every type, and tiles enough for the processors.
-    """
-    sizes = [size for size in (64, 128, 32, 16, 8, 4, 2, 1) if size <= most]
+def _least_idle(length: int, sizes: tuple[int, ...]) -> int:
+    """The first of some sizes of tiles that leaves at most an eighth idle, or else as little as possible."""
 
     def idle(size: int) -> float:
-        return _idle(each, size) if each > size else 1 - size // each * each / size
+        return max(0.125, 1 - length / (-(-length // size) * size))
 
-    return min(sizes, key=lambda size: max(0.125, idle(size)))
-
-
-def _idle(length: int, size: int) -> float:
-    covered = -(-length // size) * size
-    return 1 - length / covered
+    return min((size for size in sizes if size <= TILE), key=idle)
 
 
 def _warps(elements: int) -> int:

@@ -14,8 +14,8 @@ import torch
 from ...plan import Plan
 from ...precision import FORMATS, largest_exponent
 from ..torch_memory import as_lies, dense, like, room_for_moments, room_for_saved, small, statistic
-from . import held, interpreted, split, split_gradient
-from .table import Geometry, Held, Split, gathered, geometry
+from . import held, split, split_gradient
+from .table import Device, Geometry, Held, Split, gathered, geometry
 from .table import held as held_table
 from .table import split as split_table
 
@@ -73,7 +73,7 @@ def _forward(
     g = _geometry(plan)
     removes = {"REMOVES_MEAN": plan.removes_mean, "REMOVES_SCALE": plan.removes_scale}
     top, root, constant = _eps(eps, plan.removes_scale)
-    tiles = held_table(g, x.element_size(), False, _processors(x.device))
+    tiles = held_table(g, x.element_size(), False, _device(x.device))
     with _on(x.device):
         if tiles is not None:
             segments = g.segments // g.each
@@ -84,7 +84,7 @@ def _forward(
                 num_warps=tiles.warps, **removes, **_OPTIONS,
             )  # fmt: skip
             return
-        cut = split_table(g, False)
+        cut = split_table(g)
         length = g.groups * cut.chunks * cut.per_group
         work = x.new_empty(2 * length, dtype=torch.float64)
         split.statistics[(g.outer * cut.chunks * cut.tiles,)](
@@ -112,7 +112,7 @@ def apply(
     x, (scale, offset) = dense(x, plan), _smalls(scale, offset, x, plan)
     mean, variance = statistic(mean, x, plan), statistic(variance, x, plan)
     y, g = torch.empty_like(x), _geometry(plan)
-    cut = split_table(g, False)
+    cut = split_table(g)
     with _on(x.device):
         split.apply[(g.outer * cut.chunks * cut.tiles,)](
             x, y, scale, offset, None, mean, variance, None, *_cut(g, cut), 0, g.divisor, g.modulus, eps**0.5,
@@ -138,7 +138,7 @@ def backward(
     dx = torch.empty_like(x)
     g = _geometry(plan)
     removes = {"REMOVES_MEAN": plan.removes_mean, "REMOVES_SCALE": plan.removes_scale}
-    tiles = held_table(g, x.element_size(), True, _processors(x.device))
+    tiles = held_table(g, x.element_size(), True, _device(x.device))
     given = scale is not None or offset is not None
     with _on(x.device):
         if tiles is None:
@@ -188,7 +188,7 @@ def _backward_split(
     given: bool,
 ) -> Array | None:
     """dx; and the sums that scale's and offset's gradients are gathered from, if one of them is given."""
-    cut = split_table(g, True)
+    cut = split_table(g)
     parts = cut.chunks * cut.per_group
     work = x.new_empty(2 * g.groups * parts, dtype=torch.float32)
     shared = given and g.affine == "reduced"
@@ -208,10 +208,10 @@ def _backward_split(
         )  # fmt: skip
         return sums
     stretches = -(-g.reduced // cut.wide)
-    programs = min(g.outer * cut.tiles, -(-_PROGRAMS * _processors(x.device) // stretches))
+    programs = min(g.outer * cut.tiles, -(-_PROGRAMS * _device(x.device).processors // stretches))
     sums = x.new_empty(2 * programs * g.reduced, dtype=torch.float32)
     split_gradient.project_shared[(stretches * programs,)](
-        x, dy, scale, saved, work, dx, sums, g.segments, g.reduced, g.outer, cut.tiles, stretches, programs, parts,
+        x, dy, scale, saved, work, dx, sums, g.segments, g.reduced, g.outer, cut.tiles, stretches, programs, cut.chunks,
         g.groups * parts, programs * g.reduced, KEPT=cut.kept, WIDE=cut.wide, BLOCK=cut.block, COLUMNS=g.columns,
         num_warps=cut.warps, **removes, **_OPTIONS,
     )  # fmt: skip
@@ -237,7 +237,8 @@ def _cut(g: Geometry, cut: Split) -> tuple[int, ...]:
 
 def _tile(g: Geometry, cut: Split) -> dict[str, Any]:
     return {
-        "KEPT": cut.kept, "WIDE": cut.wide, "GROUPS": cut.groups, "COLUMNS": g.columns, "WHOLE": cut.per_group == 1,
+        "KEPT": cut.kept, "WIDE": cut.wide, "GROUPS": cut.groups, "MERGES": g.each > 1, "COLUMNS": g.columns,
+        "WHOLE": cut.per_group == 1,
     }  # fmt: skip
 
 
@@ -256,12 +257,15 @@ def _eps(eps: float, removes_scale: bool) -> tuple[int, float, float]:
 
 
 @lru_cache(maxsize=64)
-def _processors(device: torch.device) -> int:
-    return 2 if interpreted() else torch.cuda.get_device_properties(device).multi_processor_count
+def _device(device: torch.device) -> Device:
+    if device.type != "cuda":
+        return Device(2, 0)  # the interpreter's
+    found = torch.cuda.get_device_properties(device)
+    return Device(found.multi_processor_count, found.major)
 
 
 def _on(device: torch.device) -> Any:
     """Triton launches on the current device, which may be another than the tensors'."""
-    if device.type == "cpu" or device.index == torch.cuda.current_device():
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(device)

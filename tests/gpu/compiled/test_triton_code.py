@@ -1,0 +1,104 @@
+"""What GPUs' compilers make of the Triton kernels, without a GPU: pytest tests/gpu/compiled (make test does)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from triton_code import Code, Launch, compiled, launched
+
+from anynorm.kernels.triton import interpreted
+
+pytestmark = pytest.mark.skipif(interpreted(), reason="Triton was told to interpret its kernels")
+
+FLOAT, HALF = torch.float32, torch.bfloat16
+# Bytes of shared memory that a program of the smallest device has: of compute capability 8.6 and 8.9.
+SHARED = 99 * 1024
+
+# A case for each way to cut and each tile that fills the registers: sentence, shape, type, channels_last.
+CASES = {
+    "layer, rows of 256": ("... [c]", (65536, 256), FLOAT),
+    "layer, rows of 1024, half": ("... [c]", (4096, 1024), HALF),
+    "layer, rows of 1152": ("... [c]", (4096, 1152), FLOAT),
+    "layer, rows of 8192": ("... [c]", (4096, 8192), FLOAT),
+    "layer, rows of 16384": ("... [c]", (2048, 16384), FLOAT),
+    "layer, rows of 32768, half": ("... [c]", (2048, 32768), HALF),
+    "layer, rows of 65536": ("... [c]", (512, 65536), FLOAT),
+    "layer, channels first": ("n [c] ...", (8, 96, 56, 56), FLOAT),
+    "layer, many channels first": ("n [c] ...", (16, 4096, 16, 16), HALF),
+    "group, channels first, held": ("n (g [c]) [...]", (64, 64, 64, 64), FLOAT),
+    "group, channels first, cut": ("n (g [c]) [...]", (1, 128, 20, 256, 256), HALF),
+    "group, channels last": ("n (g [c]) [...]", (96, 64, 56, 56), FLOAT),
+    "group, channels last, half": ("n (g [c]) [...]", (32, 320, 64, 64), HALF),
+    "instance, channels first": ("n c [...]", (16, 64, 128, 128), FLOAT),
+    "instance, channels last": ("n c [...]", (96, 64, 56, 56), FLOAT),
+    "batch, channels first": ("[n] c [...]", (64, 256, 56, 56), FLOAT),
+    "batch, channels last, half": ("[n] c [...]", (64, 256, 56, 56), HALF),
+}
+# Where registers are fewest or layouts most intricate.
+EVERYWHERE = ("layer, rows of 16384", "layer, rows of 32768, half", "layer, rows of 1152", "group, channels last")
+
+
+def launches_of(name: str, capability: int = 90) -> list[Launch]:
+    sentence, shape, dtype = CASES[name]
+    sizes = {"g": 32} if "g " in sentence else {}
+    return launched(sentence, shape, dtype, "channels last" in name, capability, **sizes)
+
+
+def check(launch: Launch, code: Code) -> None:
+    assert ".local" not in code.ptx
+    assert code.stack == 0, f"{code.stack} bytes of registers are spilled"
+    assert code.shared <= SHARED
+    # What gathers the sums of scale and offset reads a column of them, a sector at a time.
+    if launch.name != "gather":
+        assert code.widest("ld").startswith(("v4", "v2.b64"))
+    if launch.name in ("forward", "apply", "backward", "project", "project_shared"):
+        assert code.widest("st").startswith("v4")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_code(name):
+    for launch in launches_of(name):
+        check(launch, compiled(launch, 90))
+
+
+@pytest.mark.parametrize("capability", [80, 100])
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_code_for_other_generations(name, capability):
+    for launch in launches_of(name, capability):
+        check(launch, compiled(launch, capability))
+
+
+def test_a_spill_is_seen():
+    """Of a row in half the registers that it needs."""
+    launch = launches_of("layer, rows of 8192")[0]
+    with pytest.raises(AssertionError, match="spilled"):
+        check(launch, compiled(launch, 90, maxnreg=48))
+
+
+def test_narrow_loads_are_seen():
+    """A row whose length is odd begins at any element."""
+    launch = launched("... [c]", (4096, 1023), FLOAT)[0]
+    with pytest.raises(AssertionError):
+        check(launch, compiled(launch, 90))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_launches(name):
+    """At most two forward and three backward, of an array of 50 MB and more, with four programs for each processor."""
+    launches = launches_of(name)
+    names = [launch.name for launch in launches]
+    forward = names[: 1 if names[0] == "forward" else 2]
+    assert forward in (["forward"], ["statistics", "apply"])
+    assert len(names) - len(forward) <= 3
+    for launch in launches:
+        if launch.name not in ("gather", "backward"):
+            assert launch.grid[0] >= 4 * 132, (launch.name, launch.grid)
+
+
+@pytest.mark.parametrize(("one", "other"), [((4096, 1024), (8192, 1024)), ((48, 1024), (4095, 1024))])
+def test_another_batch_needs_no_other_code(one, other):
+    """But for whether its length is a multiple of 16, which Triton looks at."""
+    assert launched("... [c]", one, FLOAT) == launched("... [c]", other, FLOAT) or one[0] % 16 != other[0] % 16

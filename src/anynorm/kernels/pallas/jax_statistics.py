@@ -111,6 +111,7 @@ def finished(part: Part, count: float, words: Words) -> dict[str, Array]:
     if words.removes_scale:
         root = part.power * words.eps**0.5
         square = variance + root * root
+        # Not by a maximum, which on GPUs would drop a NaN.
         square = jnp.where(square < FORMAT.tiny, FORMAT.tiny, square)
         rstd = 1.0 / jnp.sqrt(square)
         # Division on GPUs is good to two units in the last place; this step of Newton's makes it one.

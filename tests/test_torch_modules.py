@@ -258,3 +258,10 @@ def test_scripting_is_refused_in_words():
 def test_shapes_that_do_not_fit_are_named(module, shape, words):
     with pytest.raises(ValueError, match=words):
         module(torch.randn(shape))
+
+
+@pytest.mark.parametrize("mask", [[True] * 6, torch.ones(6), torch.ones(6, dtype=torch.int64)], ids=str)
+def test_a_mask_that_is_no_boolean_tensor_is_refused(mask):
+    for module in (A.LayerNorm(6), A.BatchNorm1d(6), A.Norm("n [c]", c=6)):
+        with pytest.raises(TypeError, match="the mask must be"):
+            module(torch.randn(4, 6), mask=mask)

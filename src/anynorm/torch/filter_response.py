@@ -9,6 +9,7 @@ from torch.fx import Proxy
 from ..catalogue import filter_response
 from ..ops import torch as ops
 from ..precision import checked_eps
+from . import export
 from .base import Base
 
 # What the learned part of epsilon begins with.
@@ -74,6 +75,9 @@ class FilterResponseNorm(Base):
                 f"has the shape {tuple(x.shape)}"
             )
         spec = filter_response(range(2, x.dim()), x.dim())
+        if export.goes_to_onnx(None):
+            eps = self.eps if self.learned_eps is None else self.eps + self.learned_eps.abs()
+            return export.normalize(x, self.weight, self.bias, spec, eps)
         if self.learned_eps is None:
             y: Tensor = ops.normalize(x, self.weight, self.bias, None, spec, self.eps)[0]
             return y

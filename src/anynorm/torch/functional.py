@@ -27,6 +27,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..ops import torch as ops
 from . import running
+from .export import goes_to_onnx
 from .sentences import BATCH, INSTANCE, LAYER_CHANNELS, RMS_CHANNELS, groups_of, over_last
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "layer_norm2d", "rms_norm", "rms_norm2d"]
@@ -56,7 +57,7 @@ def layer_norm(
     if has_torch_function_variadic(input, weight, bias):
         given = (input, normalized_shape, weight, bias, eps)
         return _overridden(layer_norm, (input, weight, bias), given, mask=mask)
-    if _goes_to_onnx(mask):
+    if goes_to_onnx(mask):
         return peer.layer_norm(input, list(normalized_shape), weight, bias, eps)
     shape = tuple(normalized_shape)
     try:
@@ -88,7 +89,7 @@ def rms_norm(
     """
     if has_torch_function_variadic(input, weight):
         return _overridden(rms_norm, (input, weight), (input, normalized_shape, weight, eps), mask=mask)
-    if _goes_to_onnx(mask):
+    if goes_to_onnx(mask):
         return peer.rms_norm(input, list(normalized_shape), weight, eps)
     shape = tuple(normalized_shape)
     try:
@@ -118,7 +119,7 @@ def layer_norm2d(
     """
     if has_torch_function_variadic(input, weight, bias):
         return _overridden(layer_norm2d, (input, weight, bias), (input, weight, bias, eps), mask=mask)
-    if _goes_to_onnx(mask):
+    if goes_to_onnx(mask):
         last_axis = input.ndim - 1
         y = peer.layer_norm(input.movedim(1, last_axis), [input.shape[1]], weight, bias, eps)
         return y.movedim(last_axis, 1)
@@ -138,7 +139,7 @@ def rms_norm2d(
     """
     if has_torch_function_variadic(input, weight):
         return _overridden(rms_norm2d, (input, weight), (input, weight, eps), mask=mask)
-    if _goes_to_onnx(mask):
+    if goes_to_onnx(mask):
         last_axis = input.ndim - 1
         return peer.rms_norm(input.movedim(1, last_axis), [input.shape[1]], weight, eps).movedim(last_axis, 1)
     return ops.normalize_checked(input, weight, None, mask, RMS_CHANNELS, _rms_eps(input, eps))[0]
@@ -166,7 +167,7 @@ def group_norm(
     """
     if has_torch_function_variadic(input, weight, bias):
         return _overridden(group_norm, (input, weight, bias), (input, num_groups, weight, bias, eps), mask=mask)
-    if _goes_to_onnx(mask):
+    if goes_to_onnx(mask):
         return peer.group_norm(input, num_groups, weight, bias, eps)
     return ops.normalize_checked(input, weight, bias, mask, groups_of(num_groups), eps)[0]
 
@@ -202,7 +203,7 @@ def instance_norm(
     if has_torch_function_variadic(input, *small):
         given = (input, *small, use_input_stats, momentum, eps)
         return _overridden(instance_norm, (input, *small), given, mask=mask)
-    if _goes_to_onnx(mask):
+    if goes_to_onnx(mask):
         return peer.instance_norm(input, *small, use_input_stats, momentum, eps)
     if not use_input_stats:
         return _with_running(input, *small, eps)
@@ -253,7 +254,7 @@ def batch_norm(
     if has_torch_function_variadic(input, *small):
         given = (input, *small, training, momentum, eps)
         return _overridden(batch_norm, (input, *small), given, mask=mask, correction=correction)
-    if _goes_to_onnx(mask):
+    if goes_to_onnx(mask):
         return peer.batch_norm(input, *small, training, momentum, eps)
     if not training:
         return _with_running(input, *small, eps)
@@ -271,14 +272,6 @@ def batch_norm(
 def _overridden(function: Callable[..., Tensor], tensors: tuple[Any, ...], given: tuple[Any, ...], **rest: Any) -> Any:
     """What a subclass of Tensor, or a mode, makes of a call."""
     return handle_torch_function(function, tensors, *given, **rest)
-
-
-def _goes_to_onnx(mask: Tensor | None) -> bool:
-    if not (ops.is_traced() and torch.onnx.is_in_onnx_export()):
-        return False
-    if mask is not None:
-        raise ValueError("ONNX's normalizations take no mask: export the model without one")
-    return True
 
 
 def _with_running(

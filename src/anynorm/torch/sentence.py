@@ -14,6 +14,7 @@ from ..ops import torch as ops
 from ..pattern import ELLIPSIS
 from ..precision import checked_eps
 from ..spec import MOMENTS, NormSpec
+from . import export
 from .base import Base
 
 
@@ -87,6 +88,8 @@ class Norm(Base):
         if isinstance(input, Proxy):
             return self.as_leaf(input, mask)
         weight, bias = self.parameter("weight"), self.parameter("bias")
+        if export.goes_to_onnx(mask):
+            return export.normalize(input, weight, bias, self.spec, self.eps)
         return ops.normalize_checked(input, weight, bias, mask, self._sentence, self.eps)[0]
 
     def extra_repr(self) -> str:

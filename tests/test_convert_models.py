@@ -169,6 +169,7 @@ def of_keras(layer: Any, *shape: int | None) -> Any:
         (lambda: nn.LayerNorm(C, device="meta"), "meta device"),
         (lambda: nn.BatchNorm2d(C, affine=False, device="meta"), "meta device"),
         (lambda: nn.LazyBatchNorm2d(), "call it once"),
+        (lambda: nnx.eval_shape(lambda: nnx.LayerNorm(C, rngs=nnx.Rngs(0))), "abstract"),
         (lambda: nn.Sequential(nn.LayerNorm(C), hooked(nn.LayerNorm(C))), "hooks"),
     ],
 )

@@ -19,7 +19,7 @@ from typing import Any
 from . import mapping, notes
 from . import model as models
 from . import state as states
-from .layer import Converted, check_layout, converted
+from .layer import Converted, check_layout, converted, read
 from .norm import POSITIONS
 
 __all__ = ["Converted", "convert", "convert_state", "model_state", "norm_mapping", "norm_names"]
@@ -116,7 +116,7 @@ def convert(
     if channels is not None and channels not in (*POSITIONS, "kept"):
         raise ValueError(f'channels is "first" or "last" or "kept", not {channels!r}')
     layers = models.layers_of(layer, source)
-    norms = [source.read(one) for one in layers]
+    norms = [read(one, source) for one in layers]
     if source.parts(layer) is not None:
         check_layout(norms, source, target, channels)
         rank = rank or next((norm.rank for norm in norms if norm.rank), None)

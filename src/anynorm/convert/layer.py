@@ -35,6 +35,14 @@ class Converted:
         return iter((self.layer, self.difference))
 
 
+def read(layer: Any, source: ModuleType) -> Norm:
+    """The layer's norm; raises where a new layer could not be what this one is."""
+    if source.is_norm(layer) and (reason := source.why_not(layer)):
+        raise ValueError(f"{type(layer).__name__} cannot be made anew: {reason}")
+    norm: Norm = source.read(layer)
+    return norm
+
+
 def converted(
     layer: Any,
     norm: Norm,
@@ -46,8 +54,6 @@ def converted(
     tolerance: float | None,
 ) -> Converted:
     """One layer, with a difference of 0 where none was asked for."""
-    if reason := source.why_not(layer):
-        raise ValueError(f"{type(layer).__name__} cannot be made anew: {reason}")
     norm = checked(norm if rank is None else replace(norm, rank=rank))
     norm = norm if target.ANY_SENTENCE else norm.named()
     moved = _placed(norm, source, target, channels)

@@ -37,6 +37,8 @@ _SYNCHRONIZED = (SyncBatchNorm, torch.nn.SyncBatchNorm)
 
 def why_not(layer: Any) -> str | None:
     """Why no layer made anew can be what this one is, or None."""
+    if reason := _no_numbers(layer):
+        return reason
     names = [name for name in _PARAMETERS.values() if getattr(layer, name, None) is not None]
     if parametrize.is_parametrized(layer) or any(name not in layer._parameters for name in names):
         return "its parameters are parametrized, or no parameters"
@@ -65,7 +67,8 @@ def read(layer: Any, statistics: bool = True) -> Norm:
     """The norm of a module; without its running `statistics`, whatever they do, where they are not to be kept."""
     if not is_norm(layer):
         raise TypeError(f"{type(layer).__name__} is no normalization layer of torch.nn or anynorm.torch")
-    _check_numbers(layer)
+    if reason := _no_numbers(layer):
+        raise ValueError(f"{type(layer).__name__} cannot be read: {reason}")
     found = {name: getattr(layer, ours, None) for name, ours in _PARAMETERS.items()}
     scale, offset = (numpy(tensor) for tensor in found.values())
     common: dict[str, Any] = {"scale": scale, "offset": offset, "training": layer.training, "types": _types(layer)}
@@ -92,14 +95,12 @@ def read(layer: Any, statistics: bool = True) -> Norm:
     return _with_statistics(layer, common) if statistics else _channelwise(layer, common)
 
 
-def _check_numbers(layer: Any) -> None:
+def _no_numbers(layer: Any) -> str | None:
     if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
-        raise ValueError(f"{type(layer).__name__} has no parameters yet: call it once")
+        return "it has no parameters yet: call it once"
     if any(tensor.is_meta for tensor in variables(layer)):
-        raise ValueError(
-            f"{type(layer).__name__} is on the meta device, where there are no numbers: give it some, by to_empty() "
-            "and load_state_dict()"
-        )
+        return "it is on the meta device, where there are no numbers: give it some, by to_empty() and load_state_dict()"
+    return None
 
 
 def kind(layer: Any) -> str | None:
@@ -112,7 +113,7 @@ def kind(layer: Any) -> str | None:
 def shapes(layer: Any) -> tuple[tuple[int, ...], ...]:
     """Those of parameters and running statistics that it has, in the order of `NAMES`."""
     if isinstance(layer, LazyModuleMixin):
-        _check_numbers(layer)
+        raise ValueError(f"{type(layer).__name__} has no parameters yet: call it once")
     return tuple(tuple(v.shape) for name in NAMES["torch"] if (v := getattr(layer, name, None)) is not None)
 
 

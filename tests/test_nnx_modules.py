@@ -130,7 +130,7 @@ def test_masked_elements_do_not_count_and_may_be_nan(case):
     module, rng = shake(case.make(A)), seed("mask")
     mask = rng.random((*case.shape[:-1], 1)) > 0.3
     x = np.where(mask, ordinary(case) + 50, np.nan).astype(np.float32)
-    y = np.asarray(module(x, mask=mask.astype(np.int32)))
+    y = np.asarray(module(x, mask=mask))
     want = case.reference(module, np.where(mask, x, 0), mask).y
     valid = np.broadcast_to(mask, case.shape)
     np.testing.assert_allclose(y[valid], want[valid], rtol=0, atol=2e-6)
@@ -263,7 +263,7 @@ X = jnp.ones((4, 3, 6))
         (lambda: A.GroupNorm(6, 3, reduction_axes=(1,), rngs=nnx.Rngs(0))(X), "lacks the last axis"),
         (lambda: A.InstanceNorm(4, feature_axes=0, rngs=nnx.Rngs(0))(X), "the batch"),
         (lambda: A.RMSNorm(6, epsilon=-1.0, rngs=nnx.Rngs(0))(X), "not negative"),
-        (lambda: A.RMSNorm(6, rngs=nnx.Rngs(0))(X, jnp.ones((5, 1, 1))), "does not broadcast"),
+        (lambda: A.RMSNorm(6, rngs=nnx.Rngs(0))(X, jnp.ones((5, 1, 1), bool)), "does not broadcast"),
         (lambda: A.BatchNorm(6, use_running_average=None, rngs=nnx.Rngs(0))(X), "use_running_average=True or False"),
         (lambda: A.Norm("n [...]", 6, rngs=nnx.Rngs(0)), "which axes"),
         (lambda: A.Norm("n [c]", rngs=nnx.Rngs(0)), "num_features=32"),
@@ -282,3 +282,30 @@ def test_a_statistic_over_one_element_is_a_warning():
     with pytest.warns(UserWarning, match="one element") as seen:
         A.BatchNorm(6, rngs=nnx.Rngs(0))(jnp.ones((1, 6)))
     assert seen[0].filename == __file__
+
+
+@pytest.mark.parametrize("module", [A.LayerNorm, A.BatchNorm], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("mask", [[1, 1, 0, 1], np.ones(4, np.int32), jnp.ones(4)], ids=["list", "int32", "float32"])
+def test_a_mask_of_numbers_is_refused(module, mask):
+    with pytest.raises(TypeError, match="the mask must be boolean"):
+        module(4, rngs=nnx.Rngs(0))(jnp.ones((3, 4)), mask=mask)
+    assert module(4, rngs=nnx.Rngs(0))(jnp.ones((3, 4)), mask=[True, True, False, True]).shape == (3, 4)
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_batch_norm_of_one_sample_is_flax_s(axis):
+    """Alone, with running averages, and as one of many under a vmap that has a name."""
+    x = seed("one sample").normal(size=(5, 6)).astype(np.float32)
+    ours, theirs = (module(6, axis=axis, rngs=nnx.Rngs(0)) for module in (A.BatchNorm, nnx.BatchNorm))
+    with pytest.warns(UserWarning, match="over one element"):
+        y = ours(x[0])
+    np.testing.assert_allclose(y, theirs(x[0]), rtol=0, atol=1e-6)
+    for name in ("mean", "var"):
+        np.testing.assert_allclose(getattr(ours, name)[...], getattr(theirs, name)[...], rtol=0, atol=1e-6)
+    mode = {"use_running_average": True}
+    np.testing.assert_allclose(ours(x[0], **mode), theirs(x[0], **mode), rtol=0, atol=1e-5)
+    ours, theirs = (module(6, axis=axis, axis_name="n", rngs=nnx.Rngs(0)) for module in (A.BatchNorm, nnx.BatchNorm))
+    every = nnx.vmap(lambda module, x: module(x), in_axes=(None, 0), axis_name="n")
+    np.testing.assert_allclose(every(ours, x), every(theirs, x), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="out of range"):
+        A.BatchNorm(6, axis=1, rngs=nnx.Rngs(0))(x[0])

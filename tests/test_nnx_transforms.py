@@ -17,6 +17,7 @@ from test_normalize import seed
 
 nnx = pytest.importorskip("flax.nnx")
 
+import anynorm  # noqa: E402
 import anynorm.nnx as A  # noqa: E402, N812
 from anynorm.kernels.select import forced_by_environment  # noqa: E402
 
@@ -79,6 +80,19 @@ def test_jit_checkpoint_and_vmap_change_nothing(name):
     np.testing.assert_allclose(jax.vmap(f, (None, 0))(state, xs), alone, rtol=0, atol=1e-6)
     each = nnx.vmap(lambda m, x: m(x), in_axes=(None, 0))(module, xs) if name != "BatchNorm" else alone
     np.testing.assert_allclose(each, alone, rtol=0, atol=1e-6)
+
+
+def test_without_jit():
+    """Under `jax.disable_jit()`, by which people look into their programs, values and derivatives are the same."""
+    module, x = MAKE["LayerNorm"](), jnp.asarray(arrays(1)[0], jnp.float32)
+    loss = lambda x: (module(x) ** 3).sum()  # noqa: E731
+    wanted = module(x), jax.grad(loss)(x), jax.jvp(loss, (x,), (x,))[1], jax.vmap(module)(x)
+    with jax.disable_jit():
+        got = module(x), jax.grad(loss)(x), jax.jvp(loss, (x,), (x,))[1], jax.vmap(module)(x)
+        mean, _ = anynorm.moments(x, "[n] ...")
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(mean, x.mean(0), rtol=0, atol=1e-6)
 
 
 def test_many_modules_in_one_vmap():

@@ -96,3 +96,54 @@ def test_subclasses_are_left_alone():
         pass
 
     assert A.replace_norms(nn.Sequential(Own(6))) == 0
+
+
+def parametrized(layer: nn.Module) -> nn.Module:
+    class Doubled(nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return 2 * weight
+
+    nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+    return layer
+
+
+@pytest.mark.parametrize("turn", [A.replace_norms, A.SyncBatchNorm.convert_sync_batchnorm])
+def test_lazy_and_parametrized_norms_are_turned(turn):
+    kind = A.SyncBatchNorm if turn != A.replace_norms else A.BatchNorm2d
+    norm = parametrized(nn.BatchNorm2d(6))
+    twin = copy.deepcopy(norm)
+    model = nn.Sequential(nn.LazyBatchNorm2d(), norm, nn.LazyBatchNorm2d())
+    before = list(model.state_dict())
+    turn(model)
+    assert A.replace_norms(model) == 0
+    # Beyond what torch's own forward can do, in the first call too.
+    x = 1e6 + torch.randn(16, 6, 5, 5)
+    y = model[0](x)
+    torch.testing.assert_close(
+        y.double(), nn.functional.batch_norm(x.double(), None, None, training=True), rtol=0, atol=1e-5
+    )
+    y = model(x)
+    assert [type(module).__mro__[i] for i, module in zip((0, 1, 0), model, strict=True)] == [kind] * 3
+    assert list(model.state_dict()) == before
+    assert norm.weight.tolist() == [2.0] * 6
+    assert not isinstance(twin, kind), "a copy keeps its class"
+    nn.utils.parametrize.remove_parametrizations(norm, "weight")
+    assert type(norm) is kind
+    torch.testing.assert_close(model(x), y, rtol=0, atol=1e-5)
+
+
+def test_synchronization_leaves_subclasses_and_says_so():
+    class Own(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 10 * super().forward(x)
+
+    class OwnSync(A.SyncBatchNorm):
+        pass
+
+    model = nn.Sequential(nn.BatchNorm2d(6), nn.Sequential(Own(6)), A.BatchNorm2d(6), nn.SyncBatchNorm(6))
+    with pytest.warns(UserWarning, match=r"not synchronized: 1\.0 \(Own\)"):
+        A.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert [type(module) for module in model] == [A.SyncBatchNorm, nn.Sequential, A.SyncBatchNorm, A.SyncBatchNorm]
+    assert type(model[1][0]) is Own
+    twice = OwnSync.convert_sync_batchnorm(OwnSync.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(6))))
+    assert type(twice[0]) is OwnSync

@@ -213,6 +213,26 @@ def test_symbolic_trace_takes_a_module_for_a_leaf(name, args, shape, sentence, r
         assert model[1].num_batches_tracked == 2, "tracing moves nothing, and its graph does"
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    "make", [lambda **rest: A.FilterResponseNorm(6, learned_eps=True, **rest), lambda **rest: A.TLU(6, -0.5, **rest)]
+)
+def test_filter_response_norm_is_a_module_like_the_others(make):
+    """Made on the meta device and filled later; a leaf of torch.fx; refused by torch.jit.script in words."""
+    wanted, x = make(), torch.randn(IMAGE)
+    late = make(device="meta").to_empty(device="cpu")
+    for parameter in late.parameters():
+        torch.nn.init.constant_(parameter, 7.0)
+    late.reset_parameters()
+    for name, values in wanted.state_dict().items():
+        torch.testing.assert_close(late.state_dict()[name], values)
+    graph = torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.ReLU(), wanted))
+    assert [node.op for node in graph.graph.nodes] == ["placeholder", "call_module", "call_module", "output"]
+    torch.testing.assert_close(graph(x), wanted(x.relu()))
+    with pytest.raises(TypeError, match="script cannot read"):
+        torch.jit.script(wanted)
+
+
 def test_functions_are_nodes_of_a_symbolic_trace():
     graph = torch.fx.symbolic_trace(lambda x: A.functional.layer_norm(x + 1, (6,)))
     assert A.functional.layer_norm in [node.target for node in graph.graph.nodes]
@@ -256,3 +276,10 @@ def test_nested_tensors_that_differ_where_it_counts():
     x = torch.nested.nested_tensor([torch.randn(3, 6), torch.randn(5, 6)], layout=torch.jagged)
     with pytest.raises(ValueError, match="differ in length along an axis that is normalized"):
         A.functional.layer_norm(x, (5, 6))
+
+
+@pytest.mark.parametrize("mask", [[True] * 6, torch.ones(6), torch.ones(6, dtype=torch.int64)], ids=str)
+def test_a_mask_that_is_no_boolean_tensor_is_refused(mask):
+    for module in (A.LayerNorm(6), A.BatchNorm1d(6), A.Norm("n [c]", c=6)):
+        with pytest.raises(TypeError, match="the mask must be"):
+            module(torch.randn(4, 6), mask=mask)

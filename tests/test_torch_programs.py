@@ -183,6 +183,33 @@ def test_onnx_has_single_nodes(opset, tmp_path):
     close(torch.tensor(y), module(x))
 
 
+@pytest.mark.parametrize("opset", [17, 18])
+def test_onnx_composes_what_it_has_no_node_for(opset, tmp_path):
+    """Sentences and filter response normalization, in one model; a batch of any size in the new exporter."""
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    module = torch.nn.Sequential(
+        A.FilterResponseNorm(6, learned_eps=True),
+        A.TLU(6),
+        A.FilterResponseNorm(6, affine=False),
+        A.Norm("n (g [c]) h [w]", affine="(g c) h", g=3, c=2, h=5),
+        A.Norm("[n] c ...", c=6, remove="mean"),
+        A.Norm("n [c] ...", c=6, remove="scale", bias=False),
+    ).eval()
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    x, file, is_old = torch.randn(IMAGE), str(tmp_path / "model.onnx"), opset == 17
+    open_ = {} if is_old else {"dynamic_shapes": ({0: torch.export.Dim("n", min=2)},)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (x,), file, opset_version=opset, dynamo=not is_old, verbose=False, **open_)
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for batch in (x,) if is_old else (x, torch.randn(7, *IMAGE[1:])):
+        (y,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
+        close(torch.tensor(y), module(batch))
+
+
 def test_onnx_takes_no_mask(tmp_path):
     pytest.importorskip("onnxscript")
 

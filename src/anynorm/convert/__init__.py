@@ -11,29 +11,18 @@ are, and eps, whose defaults differ. Importing this module imports no framework.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
+from . import mapping, notes
 from . import model as models
 from . import state as states
-from .norm import POSITIONS, Norm, checked
+from .layer import Converted, check_layout, converted, read
+from .norm import POSITIONS
 
-__all__ = ["Converted", "convert", "convert_state", "model_state", "norm_names"]
-
-
-class Converted(NamedTuple):
-    """A converted layer, and the largest difference between its answer and the original's on random input.
-
-    >>> Converted(layer=None, difference=1e-7).difference
-    1e-07
-    """
-
-    layer: Any
-    difference: float
+__all__ = ["Converted", "convert", "convert_state", "model_state", "norm_mapping", "norm_names"]
 
 
 # Import statements rather than import_module, for tools that look for imports.
@@ -74,7 +63,7 @@ def convert(
     channels: str | None = None,
     rank: int | None = None,
     check: bool = False,
-    tolerance: float = 1e-5,
+    tolerance: float | None = None,
 ) -> Any:
     """A normalization layer in another framework, with its parameters and running statistics.
 
@@ -90,21 +79,31 @@ def convert(
             are.
         rank: dimensions of the input, which torch's classes for 1, 2 and 3 dimensions need to know; None means as the
             layer says, or 4.
-        check: also run both layers, in evaluation, on random input.
-        tolerance: the largest difference that `check` lets pass, relative to the largest answer.
+        check: also run both layers, in evaluation, on random input of the layer's type.
+        tolerance: the largest difference that `check` lets pass, relative to the largest answer; None means 1e-5, or
+            four units in the last place of the narrower of both layers' types where that is more.
 
     Returns:
-        The layer; with `check`, a `Converted` of it and the largest difference.
+        The layer; with `check`, a `Converted` of it, the largest difference and the notes.
 
     Raises:
         TypeError: the layer is no normalization of a known framework, or the model has other layers; what to do with
             such a model, the error says (`convert_state`).
-        ValueError: the layer does something that no layer there can do, such as torch's `momentum=None`; unknown names;
-            a difference above the tolerance.
+        ValueError: the layer does something that no layer there can do, such as torch's `momentum=None`, or may do
+            so: it is of a subclass, its parameters are parametrized or have no numbers yet; unknown names; a
+            difference above the tolerance.
+
+    Warns:
+        UserWarning: without `check`, the notes: what the target cannot take over.
+
+    Types, frozen parameters and synchronization come along where the target has them (float64 in JAX only with
+    jax_enable_x64; frozen parameters in torch and Keras, not in Flax); regularizers, constraints, `axis_name` and
+    `process_group` within their framework; a layer that is in a chain twice stays one. All else that is lost is a note.
 
     Batch normalization's running variance is copied as it is. From torch it has Bessel's correction, which is part of
     the number; to anynorm.torch the rule by which it moves on comes along (`correction`).
 
+    >>> import numpy as np
     >>> gamma, beta = np.full(6, 2.0, "float32"), np.ones(6, "float32")
     >>> old = {"class_name": "Addons>InstanceNormalization", "config": {"axis": -1}, "weights": [gamma, beta]}
     >>> convert(old, to="torch").weight.tolist()
@@ -117,29 +116,20 @@ def convert(
     if channels is not None and channels not in (*POSITIONS, "kept"):
         raise ValueError(f'channels is "first" or "last" or "kept", not {channels!r}')
     layers = models.layers_of(layer, source)
+    norms = [read(one, source) for one in layers]
     if source.parts(layer) is not None:
-        norms = [source.read(one) for one in layers]
-        _check_layout(norms, source, target, channels)
+        check_layout(norms, source, target, channels)
         rank = rank or next((norm.rank for norm in norms if norm.rank), None)
-        words: dict[str, Any] = {"channels": channels, "rank": rank, "check": check, "tolerance": tolerance}
-        made = [convert(one, to, **words) for one in layers]
-        if not check:
-            return target.join(made)
-        return Converted(target.join([one.layer for one in made]), max(one.difference for one in made))
-    norm = source.read(layer)
-    norm = checked(norm if rank is None else replace(norm, rank=rank))
-    norm = norm if target.ANY_SENTENCE else norm.named()
-    moved = _placed(norm, source, target, channels)
-    result = target.write(moved)
-    if not check:
-        return result
-    difference, size = _difference(layer, source, norm, result, target, moved)
-    if not difference <= tolerance * size:
-        raise ValueError(
-            f"the converted layer's answer differs by {difference:.1e} where the largest is {size:.1e}; a larger "
-            "tolerance= lets that pass"
-        )
-    return Converted(result, difference)
+    once = {id(one): (one, norm) for one, norm in zip(layers, norms, strict=True)}
+    made = {key: converted(*pair, source, target, channels, rank, check, tolerance) for key, pair in once.items()}
+    parts = [made[id(one)] for one in layers]
+    remarks = [note for one in made.values() for note in one.notes] + notes.shared(layers, source)
+    result = parts[0].layer if source.parts(layer) is None else target.join([one.layer for one in parts])
+    if check:
+        return Converted(result, max(one.difference for one in parts), tuple(dict.fromkeys(remarks)))
+    if remarks:
+        warnings.warn(f"converted, but {'; '.join(dict.fromkeys(remarks))}", stacklevel=2)
+    return result
 
 
 def convert_state(state: Mapping[str, Any], names: Mapping[str, str], *, source: str, to: str) -> dict[str, Any]:
@@ -148,17 +138,20 @@ def convert_state(state: Mapping[str, Any], names: Mapping[str, str], *, source:
     Args:
         state: arrays by name: torch's `state_dict()`; Keras's variables by path; `nnx.to_pure_dict(nnx.state(model))`.
         names: the name of each layer here and there, such as `{"features.1": "norm"}`; its parameters are renamed as
-            the dialects have them. A full name of one array is renamed as it stands.
+            the dialects have them. A full name of one array is renamed as it stands, and "" is a model that itself
+            is the layer. `norm_mapping` finds the names of two models.
         source, to: the dialects: "torch", "keras", "nnx" or "addons".
 
     Returns:
         The target's arrays by name, nested for "nnx", as `nnx.replace_by_pure_dict` takes them. Entries that `names`
-        does not name are left out: kernels of convolutions need more than a new name.
+        does not name are left out: kernels of convolutions need more than a new name. They keep their types; bfloat16
+        comes to Keras and Addons as float32, of the same values, and float64 to JAX as it is configured.
 
     Raises:
         KeyError: a name that the state lacks, or a parameter that is no normalization's.
         ValueError: an unknown dialect.
 
+    >>> import numpy as np
     >>> state = {"0.weight": np.ones(9), "1.weight": np.ones(3), "1.running_mean": np.zeros(3)}
     >>> convert_state(state, {"1": "norm"}, source="torch", to="keras")
     {'norm/gamma': array([1., 1., 1.]), 'norm/moving_mean': array([0., 0., 0.])}
@@ -166,14 +159,14 @@ def convert_state(state: Mapping[str, Any], names: Mapping[str, str], *, source:
     _dialect(source)
     target = _dialect(to)
     flat = states.converted(state, names, source, to)
-    arrays = {name: target.array(_host(value)) for name, value in flat.items()}
+    arrays = {name: target.array(*states.host(value)) for name, value in flat.items()}
     return states.nested(arrays, states.SEPARATORS[to]) if to in states.NESTED else arrays
 
 
 def norm_names(model: Any) -> list[str]:
-    """The names of a model's normalizations that have parameters, as its state begins them, in the model's order.
+    """The names of a model's normalizations that have parameters, as its state begins them.
 
-    So two models of one architecture in two frameworks have the mapping `dict(zip(norm_names(a), norm_names(b)))`.
+    Their order is the framework's, by the alphabet in Flax: `norm_mapping` finds which are the same in two models.
 
     Args:
         model: of torch, Keras (built) or Flax NNX.
@@ -183,6 +176,29 @@ def norm_names(model: Any) -> list[str]:
     ['1']
     """
     return list(models.norms(model, dialect_of(model)))
+
+
+def norm_mapping(source: Any, target: Any) -> dict[str, str]:
+    """Which normalization of one model is which of another, by name, as `convert_state` takes it.
+
+    They are paired by their names, if all names of both models are the same but for what all have in front, for
+    separators and for containers called "layers"; else by their order, if both models are nothing but chains; else by
+    kind and shapes, if no two norms of a model have the same. Pairs must have one kind and one shape of parameters.
+    Epsilon and momentum are no part of a state: build the target with the source's.
+
+    Args:
+        source, target: models of torch, Keras (built) or Flax NNX.
+
+    Raises:
+        ValueError: there are different numbers of norms, pairs that do not fit, or more than one way to pair them; the
+            names are in the error.
+
+    >>> import torch
+    >>> one = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.LayerNorm(6))
+    >>> norm_mapping(one, torch.nn.Sequential(torch.nn.LayerNorm(6), torch.nn.Linear(6, 4)))
+    {'1': '0'}
+    """
+    return mapping.of_models(source, dialect_of(source), target, dialect_of(target))
 
 
 def model_state(model: Any) -> dict[str, Any]:
@@ -215,40 +231,3 @@ def _dialect(name: str) -> ModuleType:
     if name not in _DIALECTS:
         raise ValueError(f'there is no dialect "{name}"; there are {", ".join(_DIALECTS)}')
     return _DIALECTS[name]()
-
-
-def _placed(norm: Norm, source: ModuleType, target: ModuleType, channels: str | None) -> Norm:
-    """The norm with its channels where they are to be."""
-    if channels == "kept":
-        return norm
-    if channels is not None:
-        return norm.moved(channels)
-    return norm if source is target or len(norm.axes) != 1 or not _has_channels(norm) else norm.moved(target.CHANNELS)
-
-
-def _check_layout(norms: list[Norm], source: ModuleType, target: ModuleType, channels: str | None) -> None:
-    """Raise where a chain would move the channels of some layers and leave others where they are."""
-    if channels is None and len({_placed(norm, source, target, None).axes == norm.axes for norm in norms}) > 1:
-        raise ValueError(
-            "some of the layers would get their channels elsewhere and others, which have none, stay: say "
-            'channels="kept" for a model that takes the same input'
-        )
-
-
-def _has_channels(norm: Norm) -> bool:
-    return norm.kind in ("batch", "group", "instance", "response") or norm.channels is not None
-
-
-def _difference(
-    layer: Any, source: ModuleType, norm: Norm, result: Any, target: ModuleType, moved: Norm
-) -> tuple[float, float]:
-    x = np.random.default_rng(0).normal(1, 2, norm.sample_shape()).astype(np.float32)
-    there, here = (norm.position, moved.position) if norm.axes else (0, 0)
-    want = np.moveaxis(source.run(layer, x).astype(np.float64), there, here)
-    y = target.run(result, np.ascontiguousarray(np.moveaxis(x, there, here)))
-    return float(np.abs(y - want).max()), float(np.abs(want).max(initial=1e-30))
-
-
-def _host(value: Any) -> Any:
-    """A tensor of torch that is on a device or that autograd watches says its values only after these."""
-    return value.detach().cpu() if hasattr(value, "detach") else value

@@ -8,14 +8,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..ops import numpy as ops
-from .norm import LAST, Array, Norm, layout_of, neutral, shape_of
+from .norm import LAST, Array, Norm, Types, layout_of, neutral, shape_of, widened
 
-CHANNELS, ANY_SENTENCE = "last", False
+CHANNELS, ANY_SENTENCE, FREEZES = "last", False, False
+LOUD: tuple[str, ...] = ()
 _KINDS = {
     "GroupNormalization": "group",
     "InstanceNormalization": "instance",
@@ -26,13 +28,33 @@ _NAMES = {kind: f"Addons>{name}" for name, kind in _KINDS.items()}
 _DEFAULTS = {"axis": -1, "center": True, "scale": True, "groups": 2}
 
 
+def is_norm(layer: Any) -> bool:
+    return _name(layer) in _KINDS
+
+
+def why_not(layer: Any) -> str | None:
+    """Why no layer made anew can be what this one is: there is nothing besides what is read."""
+    return None
+
+
+def variables(layer: Any) -> list[Any]:
+    """None that two layers could share."""
+    return []
+
+
+def _name(layer: Any) -> str:
+    return str(layer["class_name"]).rsplit(">", 1)[-1]
+
+
 def read(layer: Any) -> Norm:
-    name = str(layer["class_name"]).rsplit(">", 1)[-1]
+    name = _name(layer)
     if name not in _KINDS:
         raise TypeError(f"{name} is none of the normalizations of TensorFlow Addons: {', '.join(_KINDS)}")
-    config, weights = {**_DEFAULTS, **layer["config"]}, [np.asarray(w) for w in layer["weights"]]
+    given = [np.asarray(w) for w in layer["weights"]]
+    config, weights = {**_DEFAULTS, **layer["config"]}, [widened(w) for w in given]
+    types = Types(*[w.dtype.name for w in given[:1]])
     if _KINDS[name] == "response":
-        return _response(config, weights)
+        return replace(_response(config, weights), types=types)
     axis = config["axis"]
     if axis < -1:
         # Its reshape is wrong there, so that a model trained with it learned something else.
@@ -43,7 +65,7 @@ def read(layer: Any) -> Norm:
     values = iter(weights)
     scale, offset = (next(values) if yes else None for yes in there)
     kind, groups, shape = _KINDS[name], config["groups"], shape_of(scale, offset)
-    if kind == "group" and (groups == -1 or shape == (groups,)):
+    if kind == "group" and groups == -1:
         kind = "instance"
     return Norm(
         kind,
@@ -54,15 +76,16 @@ def read(layer: Any) -> Norm:
         offset,
         channels=layout_of((axis,)),
         groups=groups if kind == "group" else None,
+        types=types,
     )
 
 
 def _response(config: dict[str, Any], weights: list[np.ndarray]) -> Norm:
     eps = abs(float(config.get("epsilon", 1e-6)))
-    if config.get("learned_epsilon", False):
-        eps += abs(float(weights.pop(0)[0]))
+    learned = float(weights.pop(0)[0]) if config.get("learned_epsilon", False) else None
     scale, offset = (w.reshape(-1) for w in weights)
-    return Norm("response", (LAST,), scale.shape, eps, scale, offset, rank=4, channels=CHANNELS)
+    one: dict[str, Any] = {"rank": 4, "channels": CHANNELS, "learned_eps": learned}
+    return Norm("response", (LAST,), scale.shape, eps, scale, offset, **one)
 
 
 def write(norm: Norm) -> dict[str, Any]:
@@ -71,8 +94,9 @@ def write(norm: Norm) -> dict[str, Any]:
     if norm.kind == "response":
         if norm.axes != (LAST,):
             raise ValueError("Addons' FilterResponseNormalization has its channels last")
-        config: dict[str, Any] = {"axis": [1, 2], "epsilon": norm.eps, "learned_epsilon": False}
-        weights = [values.reshape(1, 1, 1, -1) for values in neutral(norm)]
+        learned = [] if norm.learned_eps is None else [np.array([norm.learned_eps], np.float32)]
+        config: dict[str, Any] = {"axis": [1, 2], "epsilon": norm.eps, "learned_epsilon": bool(learned)}
+        weights = [*learned, *(values.reshape(1, 1, 1, -1) for values in neutral(norm))]
     else:
         has = {"scale": norm.scale is not None, "center": norm.offset is not None}
         config = {"groups": norm.groups or -1, "axis": norm.axes[0], "epsilon": norm.eps, **has}
@@ -83,7 +107,7 @@ def write(norm: Norm) -> dict[str, Any]:
 def run(layer: Any, x: np.ndarray) -> np.ndarray:
     """What the layer's configuration and weights mean, by NumPy; the library is not needed and not asked."""
     norm = read(layer)
-    y: np.ndarray = ops.normalize(x, norm.scale, norm.offset, None, norm.spec(x.ndim), norm.eps)[0]
+    y: np.ndarray = ops.normalize(x, norm.scale, norm.offset, None, norm.spec(x.ndim), norm.whole_eps)[0]
     return y
 
 
@@ -105,5 +129,6 @@ def state(model: Any) -> dict[str, Any]:
     raise TypeError("a dictionary of arrays is a state already: give it to convert_state as it is")
 
 
-def array(values: Array) -> np.ndarray:
+def array(values: Array, dtype: str) -> np.ndarray:
+    """NumPy has no bfloat16: its values come as float32."""
     return np.asarray(values)

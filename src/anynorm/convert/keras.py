@@ -10,15 +10,27 @@ import numpy as np
 
 from ..keras import (
     BatchNormalization,
+    FilterResponseNormalization,
     GroupNormalization,
     InstanceNormalization,
     LayerNormalization,
     Normalization,
     RMSNormalization,
 )
-from .norm import Array, Norm, canonical, layout_of, neutral, shape_of
+from .norm import FIRST, LAST, Array, Norm, Types, canonical, group_kind, layout_of, neutral, shape_of, widened
+from .state import NAMES
 
-CHANNELS, ANY_SENTENCE = "last", True
+CHANNELS, ANY_SENTENCE, FREEZES = "last", True, True
+# What no layer of another framework can have, by its attribute.
+LOUD = (
+    "gamma_regularizer",
+    "beta_regularizer",
+    "gamma_constraint",
+    "beta_constraint",
+    "activity_regularizer",
+    "learned_epsilon_constraint",
+)
+_OWN = (*LOUD, "gamma_initializer", "beta_initializer", "moving_mean_initializer", "moving_variance_initializer")
 KINDS = {
     "batch": (keras.layers.BatchNormalization, BatchNormalization),
     "instance": (InstanceNormalization,),
@@ -27,10 +39,47 @@ KINDS = {
     "rms": (keras.layers.RMSNormalization, RMSNormalization),
     "sentence": (Normalization,),
 }
+_ALL = {**KINDS, "response": (FilterResponseNormalization,)}
+# Every norm whose call is known: a subclass of one of these may do something else.
+KNOWN = frozenset(known for classes in _ALL.values() for known in classes)
+
+
+def is_norm(layer: Any) -> bool:
+    return isinstance(layer, tuple(KNOWN))
+
+
+def why_not(layer: Any) -> str | None:
+    """Why no layer made anew can be what this one is, or None."""
+    return None if type(layer) in KNOWN else "its class is a subclass of a norm's, and may do something else"
+
+
+def variables(layer: Any) -> list[Any]:
+    return list(layer.weights)
+
+
+def kind(layer: Any) -> str | None:
+    """What two norms must have in common besides shapes, None for a sentence."""
+    name = _kind(layer)
+    if name == "group":
+        return group_kind(layer.groups, layer.gamma.shape[0] if layer.scale else -1)
+    return None if name == "sentence" else name
+
+
+def shapes(layer: Any) -> tuple[tuple[int, ...], ...]:
+    """Those of parameters and running statistics that it has, in the order of `NAMES`."""
+    found = [getattr(layer, name, None) for name in NAMES["keras"]]
+    if isinstance(layer, keras.layers.RMSNormalization):
+        found[0] = layer.scale
+    there = (tuple(v.shape) for v in found if v is not None)
+    return tuple(shape[-1:] if kind(layer) == "response" else shape for shape in there)
+
+
+def _kind(layer: Any) -> str | None:
+    return next((kind for kind, classes in _ALL.items() if isinstance(layer, classes)), None)
 
 
 def read(layer: Any) -> Norm:
-    kind = next((kind for kind, classes in KINDS.items() if isinstance(layer, classes)), None)
+    kind = _kind(layer)
     if kind is None:
         raise TypeError(f"{type(layer).__name__} is no normalization layer of keras.layers or anynorm.keras")
     if not layer.built:
@@ -38,10 +87,14 @@ def read(layer: Any) -> Norm:
     if getattr(layer, "renorm", False) or getattr(layer, "rms_scaling", False):
         raise ValueError(f"{layer.name} has renorm=True or rms_scaling=True, which no other framework's layer has")
     shape = tuple(layer.get_build_config()["input_shape"])
-    scale, offset = numpy(getattr(layer, "gamma", None)), numpy(getattr(layer, "beta", None))
-    if kind == "rms":
-        scale = numpy(layer.scale)
+    found = {"scale": layer.scale if kind == "rms" else getattr(layer, "gamma", None)}
+    found["offset"] = getattr(layer, "beta", None)
+    scale, offset = (numpy(variable) for variable in found.values())
     common: dict[str, Any] = {"scale": scale, "offset": offset, "eps": layer.epsilon, "rank": len(shape)}
+    common |= {"types": _types(layer), "still": not layer.trainable, "own": _own(layer)}
+    common["frozen"] = frozenset(n for n, variable in found.items() if variable is not None and not variable.trainable)
+    if kind == "response":
+        return _response(layer, shape, common)
     if kind == "sentence":
         spec = layer.sentence(len(shape))
         return Norm(kind, (), shape_of(scale, offset), given=spec, **common)
@@ -53,33 +106,74 @@ def read(layer: Any) -> Norm:
         "shape": lengths,
         "channels": layout_of(axes) if moves else CHANNELS if axes[1:] else None,
     }
-    if kind == "group" and layer.groups in (-1, lengths[0]):
+    if kind == "group" and layer.groups == -1:
         kind = "instance"
     groups = layer.groups if kind == "group" else None
     if kind != "batch":
         return Norm(kind, **norm, groups=groups, **common)
     statistics: dict[str, Any] = {"mean": numpy(layer.moving_mean), "variance": numpy(layer.moving_variance)}
-    return Norm(kind, **norm, **statistics, keep=layer.momentum, **common)
+    return Norm(kind, **norm, **statistics, keep=layer.momentum, synchronized=layer.synchronized, **common)
+
+
+def _response(layer: Any, shape: tuple[int | None, ...], common: dict[str, Any]) -> Norm:
+    common |= {name: v if (v := common[name]) is None else v.reshape(-1) for name in ("scale", "offset")}
+    if layer.learned_epsilon is not None:
+        common["learned_eps"] = float(numpy(layer.learned_epsilon)[0])  # type: ignore[index]
+    channels = shape_of(common["scale"], common["offset"])
+    return Norm("sentence", (), channels, given=layer.sentence(len(shape)), **common).named()
+
+
+def _types(layer: Any) -> Types:
+    moving = getattr(layer, "moving_mean", None)
+    parameters = [v for v in layer.weights if v is not moving] or layer.weights
+    names = [np.asarray(keras.ops.convert_to_numpy(v)).dtype.name for v in (*parameters[:1], moving) if v is not None]
+    whole = Types(*names) if parameters else Types(layer.variable_dtype)
+    return whole if layer.compute_dtype == whole.parameters else whole._replace(result=layer.compute_dtype)
+
+
+def _own(layer: Any) -> dict[str, Any]:
+    found = {name: getattr(layer, name, None) for name in _OWN}
+    kept = {name: value for name, value in found.items() if value is not None}
+    return {"name": layer.name, "dtype": layer.dtype_policy, **kept}
 
 
 def write(norm: Norm) -> keras.layers.Layer:
     layer = _made(norm)
+    for name in _OWN:
+        if name in norm.own and hasattr(layer, name):
+            setattr(layer, name, norm.own[name])
     rank = norm.sample_rank()
     shape: list[int | None] = list(norm.sample_shape()) if norm.kind == "sentence" else [None] * rank
     for axis, length in zip(norm.axes, norm.shape, strict=True) if norm.kind != "sentence" else ():
         shape[axis] = length
     layer.build(tuple(shape))
-    scale = neutral(norm)[0] if norm.kind == "rms" else norm.scale
-    weights = (scale, norm.offset, norm.mean, norm.variance)
-    layer.set_weights([values for values in weights if values is not None])
+    variables = _variables(layer)
+    values: dict[str, Any] = dict(
+        zip(variables, (norm.scale, norm.offset, norm.mean, norm.variance, norm.learned_eps), strict=True)
+    )
+    if norm.kind == "rms":
+        values["scale"] = neutral(norm)[0]
+    for name, variable in variables.items():
+        if variable is not None:
+            variable.assign(np.reshape(values[name], variable.shape))
+            variable.trainable = variable.trainable and name not in norm.frozen
+    layer.trainable = layer.trainable and not norm.still
     return layer
+
+
+def _variables(layer: Any) -> dict[str, Any]:
+    scale = layer.scale if isinstance(layer, RMSNormalization) else layer.gamma
+    rest = (getattr(layer, name, None) for name in ("beta", "moving_mean", "moving_variance", "learned_epsilon"))
+    return dict(zip(("scale", "offset", "mean", "variance", "learned_eps"), (scale, *rest), strict=True))
 
 
 def _made(norm: Norm) -> Any:
     axis = norm.axes[0] if len(norm.axes) == 1 else list(norm.axes)
-    common: dict[str, Any] = {"epsilon": norm.eps, "center": norm.offset is not None, "scale": norm.scale is not None}
+    named: dict[str, Any] = {"name": norm.own.get("name"), "dtype": norm.own.get("dtype") or _policy(norm.types)}
+    has: dict[str, Any] = {"center": norm.offset is not None, "scale": norm.scale is not None}
+    common: dict[str, Any] = {"epsilon": norm.eps, **has, **named}
     if norm.kind == "batch":
-        return BatchNormalization(axis, momentum=norm.keep, **common)
+        return BatchNormalization(axis, momentum=norm.keep, synchronized=norm.synchronized, **common)
     if norm.kind == "group" and norm.groups is not None:
         return GroupNormalization(norm.groups, axis, **common)
     if norm.kind == "instance":
@@ -87,23 +181,39 @@ def _made(norm: Norm) -> Any:
     if norm.kind == "layer":
         return LayerNormalization(axis, **common)
     if norm.kind == "rms":
-        return RMSNormalization(axis, norm.eps)
-    spec = norm.spec(norm.sample_rank())
-    common |= dict(spec.sizes)
+        return RMSNormalization(axis, norm.eps, **named)
+    spec, rank = norm.spec(norm.sample_rank()), norm.sample_rank()
+    if norm.kind == "response" and norm.axes in ((FIRST,), (LAST,)):
+        learned = norm.learned_eps is not None
+        spatial = None if norm.axes == (LAST,) else list(range(2, rank))
+        return FilterResponseNormalization(axis=spatial, learned_epsilon=learned, **common)
+    common |= {"epsilon": norm.whole_eps, **dict(spec.sizes)}
     return Normalization(spec.text, affine=spec.affine_text or "", remove=spec.remove, **common)
+
+
+def _policy(types: Types) -> str | None:
+    """The name of Keras's policy with these types; None, Keras's global policy, for those that say nothing."""
+    result = types.result or types.parameters
+    if result == types.parameters:
+        return None if types == Types() else result
+    is_mixed = types.parameters == "float32" and result in ("float16", "bfloat16")
+    return f"mixed_{result}" if is_mixed else types.parameters
 
 
 def run(layer: Any, x: np.ndarray) -> np.ndarray:
     """The layer's answer outside training."""
-    return np.asarray(keras.ops.convert_to_numpy(layer(x)))
+    return np.asarray(keras.ops.convert_to_numpy(layer(x))).astype(np.float64)
 
 
 def parts(model: Any) -> list[Any] | None:
     """A chain's layers, None for what is no chain."""
-    return list(model.layers) if isinstance(model, keras.Sequential) else None
+    is_chain = isinstance(model, keras.Sequential) and type(model).call is keras.Sequential.call
+    return list(model.layers) if is_chain else None
 
 
 def join(layers: list[Any]) -> keras.Sequential:
+    if len({id(layer) for layer in layers}) < len(layers):
+        raise ValueError("a layer is in the chain twice, which keras.Sequential does not take: use a functional model")
     return keras.Sequential(layers)
 
 
@@ -117,9 +227,10 @@ def state(model: Any) -> dict[str, Any]:
     return {variable.path: numpy(variable) for variable in model.variables}
 
 
-def array(values: Array) -> np.ndarray:
+def array(values: Array, dtype: str) -> np.ndarray:
+    """NumPy has no bfloat16: its values come as float32, and Keras's variables round them back, exactly."""
     return np.asarray(values)
 
 
 def numpy(variable: Any) -> np.ndarray | None:
-    return None if variable is None else np.array(keras.ops.convert_to_numpy(variable))
+    return None if variable is None else widened(np.array(keras.ops.convert_to_numpy(variable)))

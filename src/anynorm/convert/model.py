@@ -6,34 +6,23 @@ from types import ModuleType
 from typing import Any
 
 
-def is_norm(layer: Any, dialect: ModuleType) -> bool:
-    """Whether the dialect knows a layer; whether it also has a counterpart elsewhere is for `read` to say."""
-    try:
-        dialect.read(layer)
-    except TypeError:
-        return False
-    except ValueError:
-        return True
-    return True
-
-
 def norms(model: Any, dialect: ModuleType) -> dict[str, Any]:
     """The normalizations in a model that have parameters, by the names that its state gives them."""
-    return {name: layer for name, layer in dialect.named(model) if is_norm(layer, dialect)}
+    return {name: layer for name, layer in dialect.named(model) if dialect.is_norm(layer)}
+
+
+def flat(model: Any, dialect: ModuleType) -> list[Any]:
+    """The layers of a chain and of the chains in it, or the one layer itself."""
+    parts = dialect.parts(model)
+    return [model] if parts is None else [layer for part in parts for layer in flat(part, dialect)]
 
 
 def layers_of(model: Any, dialect: ModuleType) -> list[Any]:
-    """The layers of a chain and of the chains in it, or the one layer itself; raises if one is no normalization."""
-    found, chain = [], [model]
-    while chain:
-        layer = chain.pop(0)
-        parts = dialect.parts(layer)
-        if parts is not None:
-            chain = [*parts, *chain]
-            continue
-        if not is_norm(layer, dialect) and (names := list(norms(model, dialect))):
+    """The layers of a chain, or the one layer itself; raises if one is no normalization and others are."""
+    found = flat(model, dialect)
+    for layer in found:
+        if not dialect.is_norm(layer) and (names := list(norms(model, dialect))):
             raise TypeError(_refusal(type(layer).__name__, names))
-        found.append(layer)
     return found
 
 
@@ -42,5 +31,5 @@ def _refusal(unknown: str, names: list[str]) -> str:
     return (
         f"{unknown} is no normalization layer, so that convert cannot make this model anew. Build it there, and bring "
         f"its {len(names)} normalizations over by their names here and there: convert_state(model_state(model), "
-        f"{{{shown}}}, source=..., to=...); norm_names(model) lists them all"
+        f"{{{shown}}}, source=..., to=...); norm_mapping(model, other) finds these names where it can"
     )

@@ -5,19 +5,32 @@ One reader and one writer for each dialect, with this between them, take the pla
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import catalogue
 from ..plan import plan
-from ..spec import NormSpec
+from ..spec import MOMENTS, NormSpec
 
 Array = Any
 FIRST, LAST = 1, -1
 POSITIONS = {"first": FIRST, "last": LAST}
+
+
+class Types(NamedTuple):
+    """The names of a layer's types; the arrays themselves may be wider, since NumPy has no bfloat16."""
+
+    parameters: str = "float32"
+    statistics: str = "float32"
+    # What the layer casts its result to, None where that follows from input and parameters.
+    result: str | None = None
+
+
+FLOAT32 = Types()
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,12 @@ class Norm:
         correction: the running variance moves to a variance divided by count - correction: 1 in torch, 0 elsewhere.
         training: whether batch normalization takes the batch's statistics, where the layer itself says so.
         given: the sentence, of kind "sentence".
+        learned_eps: what filter response normalization has learned to add to eps, None where it learns none.
+        types: of parameters, statistics and result.
+        frozen: which of "scale" and "offset" do not learn.
+        still: that batch normalization is never in training, as Keras's `trainable=False` has it.
+        synchronized: that the batches of all processes or devices share their statistics.
+        own: what only a layer of the same framework can take over, by the name of its attribute or argument.
     """
 
     kind: str
@@ -56,6 +75,12 @@ class Norm:
     correction: int = 0
     training: bool = True
     given: NormSpec | None = None
+    learned_eps: float | None = None
+    types: Types = FLOAT32
+    frozen: frozenset[str] = frozenset()
+    still: bool = False
+    synchronized: bool = False
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def features(self) -> int:
@@ -84,6 +109,15 @@ class Norm:
         shape = np.moveaxis(np.empty(self.shape), source, target).shape
         return replace(self, shape=shape, scale=move(self.scale), offset=move(self.offset), channels=channels)
 
+    @property
+    def remove(self) -> tuple[str, ...]:
+        return ("scale",) if self.kind in ("rms", "response") else MOMENTS
+
+    @property
+    def whole_eps(self) -> float:
+        """eps with what was learned, for who cannot learn it."""
+        return self.eps + abs(self.learned_eps or 0.0)
+
     def named(self) -> Norm:
         """A sentence that is filter response normalization's, as that; for who has no layer for sentences."""
         if self.given is None or self.given.remove != ("scale",):
@@ -95,21 +129,27 @@ class Norm:
                 return replace(self, kind="response", axes=(POSITIONS[channels],), channels=channels, given=None)
         return self
 
+    def over_last(self) -> Norm:
+        """A sentence that is layer or RMS normalization over the last axes, with their lengths, as that."""
+        kind = None if self.given is None else {MOMENTS: "layer", ("scale",): "rms"}.get(self.given.remove)
+        if self.given is None or kind is None or not self.shape:
+            return self
+        if self.given != catalogue.last(self.shape, self.given.remove):
+            return self
+        axes = tuple(range(-len(self.shape), 0))
+        return replace(self, kind=kind, axes=axes, given=None)
+
     def spec(self, rank: int) -> NormSpec:
         """The sentence for an input of `rank` dimensions."""
         if self.given is not None:
             return self.given
         if self.kind == "batch":
             return catalogue.batch(self.axes, rank)
-        if self.kind == "layer":
-            return catalogue.layer(self.axes, rank)
-        if self.kind == "rms":
-            return catalogue.layer(self.axes, rank, ("scale",))
+        if self.kind in ("layer", "rms"):
+            return catalogue.layer(self.axes, rank, self.remove)
         groups = self.groups if self.kind == "group" else None
         spec = catalogue.group(self.axes, rank, groups)
-        if self.kind == "response":
-            return NormSpec.of(spec.text, affine=spec.affine_text, remove="scale")
-        return spec
+        return NormSpec.of(spec.text, affine=spec.affine_text, remove=self.remove, **dict(spec.sizes))
 
     def lengths(self) -> dict[str, int]:
         """The sizes of the sentence and those that follow from the parameters' shape."""
@@ -173,3 +213,22 @@ def neutral(norm: Norm) -> tuple[Array, Array]:
     """Scale and offset, with ones and zeros where the layer has none."""
     scale = np.ones(norm.shape, np.float32) if norm.scale is None else norm.scale
     return scale, np.zeros(norm.shape, scale.dtype) if norm.offset is None else norm.offset
+
+
+def widened(values: np.ndarray) -> np.ndarray:
+    """The values in a type of NumPy's own: bfloat16, which JAX and Keras have as an extension, as float32."""
+    return values.astype(np.float32) if values.dtype.name == "bfloat16" else values
+
+
+def type_name(array: Any) -> str:
+    """ "float32" for any framework's array of that type."""
+    return str(array.dtype).rpartition(".")[2]
+
+
+def group_kind(groups: int, channels: int) -> str:
+    """Group normalizations with other groups are other norms; with as many as channels, instance normalization.
+
+    >>> group_kind(3, 6), group_kind(6, 6)
+    ('group of 3', 'instance')
+    """
+    return "instance" if groups in (-1, channels) else f"group of {groups}"

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .norm import type_name, widened
+
 # The names of scale, offset, running mean and running variance, and what stands between a layer's name and theirs.
 NAMES = {
     "torch": ("weight", "bias", "running_mean", "running_var"),
@@ -19,47 +21,65 @@ SEPARATORS = {"torch": ".", "keras": "/", "nnx": ".", "addons": "/"}
 ALIASES = {"keras": {"scale": "gamma"}}
 NESTED = frozenset({"nnx"})
 FLAT = frozenset({"addons"})
+# Filter response normalization's.
+LEARNED = {"torch": "learned_eps", "keras": "learned_epsilon", "addons": "learned_epsilon"}
 # What a dialect has beyond these, by which of them it comes with.
 COMPANIONS = {"torch": {"running_mean": ("num_batches_tracked", 0)}}
 
 
-def converted(state: Mapping[str, Any], names: Mapping[str, str], source: str, to: str) -> dict[str, np.ndarray]:
-    """NumPy arrays by the target's names, flat."""
+def converted(state: Mapping[str, Any], names: Mapping[str, str], source: str, to: str) -> dict[str, Any]:
+    """The arrays by the target's names, flat."""
     flat = dict(_flat(state, SEPARATORS[source]))
-    result: dict[str, np.ndarray] = {}
+    result: dict[str, Any] = {}
     for ours, theirs in names.items():
-        found = {key: value for key, value in flat.items() if key == ours or key.startswith(ours + SEPARATORS[source])}
+        start = ours + SEPARATORS[source] if ours else ""
+        found = {key: value for key, value in flat.items() if key == ours or key.startswith(start)}
         if not found:
             raise KeyError(f'no entry of the state is called "{ours}" or begins with it; it has {", ".join(flat)}')
         for key, value in found.items():
             if key == ours:
                 result[theirs] = value
                 continue
-            name = key[len(ours) + len(SEPARATORS[source]) :]
-            for new, array in _renamed(name, value, source, to):
-                result[theirs + SEPARATORS[to] + new] = array
+            for new, array in _renamed(key[len(start) :], value, source, to):
+                result[theirs + SEPARATORS[to] + new if theirs else new] = array
     return result
 
 
-def _renamed(name: str, value: np.ndarray, source: str, to: str) -> Iterator[tuple[str, np.ndarray]]:
+def _renamed(name: str, value: Any, source: str, to: str) -> Iterator[tuple[str, Any]]:
     if name in {companion for companion, _ in COMPANIONS.get(source, {}).values()}:
+        if source == to:
+            yield name, value
         return
     # In files of Keras 2 every name ends so.
     name = name.removesuffix(":0")
     known = ALIASES.get(source, {}).get(name, name)
+    if source in LEARNED and known == LEARNED[source] and to in LEARNED:
+        yield LEARNED[to], value
+        return
     if known not in NAMES[source]:
         raise KeyError(
-            f'"{name}" is no parameter of a normalization in {source}: {", ".join(NAMES[source])}. Name layers of '
-            "normalization only, or map the entry itself, by its full name on both sides"
+            f'"{name}" is no parameter of a normalization in {source} that {to} has: {", ".join(NAMES[source])}. Name '
+            "layers of normalization only, or map the entry itself, by its full name on both sides"
         )
     if source in FLAT:
         # Filter response normalization's are (1, 1, 1, c) there, and (c,) elsewhere.
         value = np.reshape(value, -1)
     new = NAMES[to][NAMES[source].index(known)]
     yield new, value
-    if new in COMPANIONS.get(to, {}):
+    if new in COMPANIONS.get(to, {}) and source != to:
         companion, start = COMPANIONS[to][new]
         yield companion, np.asarray(start)
+
+
+def host(value: Any) -> tuple[np.ndarray, str]:
+    """An array of any framework's as NumPy's, wider where NumPy has no such type, and the name of its own type."""
+    array = value if hasattr(value, "dtype") else np.asarray(value)
+    dtype = type_name(array)
+    if hasattr(array, "detach"):
+        # What is on a device of torch's, or watched by autograd, says its values only after these.
+        array = array.detach().cpu()
+        array = array.float() if dtype == "bfloat16" else array
+    return widened(np.asarray(array)), dtype
 
 
 def nested(flat: Mapping[str, Any], separator: str) -> dict[str, Any]:
@@ -74,7 +94,7 @@ def nested(flat: Mapping[str, Any], separator: str) -> dict[str, Any]:
     return tree
 
 
-def _flat(state: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+def _flat(state: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in state.items():
         if isinstance(value, Mapping):
             yield from _flat(value, separator, f"{prefix}{key}{separator}")

@@ -7,25 +7,77 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
 
-from ..torch import GroupNorm, LayerNorm, LayerNorm2d, RMSNorm, RMSNorm2d
+from ..torch import FilterResponseNorm, GroupNorm, LayerNorm, LayerNorm2d, RMSNorm, RMSNorm2d, SyncBatchNorm
 from ..torch import Norm as SentenceNorm
-from ..torch.peers import BATCH, INSTANCE
-from .norm import FIRST, Array, Norm, neutral, shape_of
+from ..torch.peers import BATCH, INSTANCE, KNOWN
+from .norm import FIRST, Array, Norm, Types, group_kind, neutral, shape_of, type_name
+from .state import NAMES
 
-CHANNELS, ANY_SENTENCE = "first", True
+CHANNELS, ANY_SENTENCE, FREEZES = "first", True, True
+# What no layer of another framework can have.
+LOUD = ("process_group",)
 RANKS = {kind.__name__[-2:]: rank for rank, kind in INSTANCE.items()}
+
+
+_KINDS = (
+    (SentenceNorm, None),
+    (FilterResponseNorm, "response"),
+    (torch.nn.LayerNorm, "layer"),
+    (torch.nn.RMSNorm, "rms"),
+    (torch.nn.modules.batchnorm._BatchNorm, "batch"),
+    (torch.nn.modules.instancenorm._InstanceNorm, "instance"),
+)
+_CLASSES = (torch.nn.GroupNorm, *(known for known, _ in _KINDS))
+_PARAMETERS = {"scale": "weight", "offset": "bias"}
+_SYNCHRONIZED = (SyncBatchNorm, torch.nn.SyncBatchNorm)
+
+
+def why_not(layer: Any) -> str | None:
+    """Why no layer made anew can be what this one is, or None."""
+    if reason := _no_numbers(layer):
+        return reason
+    names = [name for name in _PARAMETERS.values() if getattr(layer, name, None) is not None]
+    if parametrize.is_parametrized(layer) or any(name not in layer._parameters for name in names):
+        return "its parameters are parametrized, or no parameters"
+    if type(layer) not in KNOWN and type(layer) is not FilterResponseNorm:
+        return "its class is a subclass of a norm's, and may do something else"
+    if own_hooks(layer):
+        return "it has hooks, which would be lost: remove them first"
+    return None
+
+
+def own_hooks(layer: Any) -> bool:
+    """Whether calls of the layer do more than its class says."""
+    kinds = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(kinds)
+
+
+def variables(layer: Any) -> list[Any]:
+    return [*layer.parameters(), *layer.buffers()]
+
+
+def is_norm(layer: Any) -> bool:
+    return isinstance(layer, _CLASSES)
 
 
 def read(layer: Any, whole: bool = True) -> Norm:
     """The norm of a module; not `whole`: without running statistics and activation, for who keeps or refuses them."""
+    if not is_norm(layer):
+        raise TypeError(f"{type(layer).__name__} is no normalization layer of torch.nn or anynorm.torch")
+    if reason := _no_numbers(layer):
+        raise ValueError(f"{type(layer).__name__} cannot be read: {reason}")
     if whole and getattr(layer, "activation", None) is not None:
         raise ValueError(
             f"{type(layer).__name__}(activation={layer.activation!r}) has no counterpart: set the layer's activation "
             "to None, and put a layer for it behind the converted one"
         )
-    scale, offset = (numpy(getattr(layer, name, None)) for name in ("weight", "bias"))
-    common: dict[str, Any] = {"scale": scale, "offset": offset, "training": layer.training}
+    found = {name: getattr(layer, ours, None) for name, ours in _PARAMETERS.items()}
+    scale, offset = (numpy(tensor) for tensor in found.values())
+    common: dict[str, Any] = {"scale": scale, "offset": offset, "training": layer.training, "types": _types(layer)}
+    common["frozen"] = frozenset(n for n, tensor in found.items() if tensor is not None and not tensor.requires_grad)
     if isinstance(layer, SentenceNorm):
         return Norm("sentence", (), shape_of(scale), layer.eps, given=layer.spec, **common)
     if isinstance(layer, torch.nn.GroupNorm):
@@ -41,11 +93,41 @@ def read(layer: Any, whole: bool = True) -> Norm:
         double = scale is not None and scale.dtype == np.float64
         eps = torch.finfo(torch.float64 if double else torch.float32).eps if layer.eps is None else layer.eps
         return Norm("layer" if is_layer else "rms", axes, shape, eps, channels=channels, **common)
-    if isinstance(layer, torch.nn.modules.batchnorm._NormBase):
-        if not whole:
-            return _channelwise(layer, common)
-        return _with_statistics(layer, common)
-    raise TypeError(f"{type(layer).__name__} is no normalization layer of torch.nn or anynorm.torch")
+    if isinstance(layer, FilterResponseNorm):
+        learned = None if layer.learned_eps is None else layer.learned_eps.item()
+        one = {"axes": (FIRST,), "shape": (layer.num_features,), "channels": CHANNELS, "learned_eps": learned}
+        return Norm("response", **one, eps=layer.eps, **common)
+    return _with_statistics(layer, common) if whole else _channelwise(layer, common)
+
+
+def _no_numbers(layer: Any) -> str | None:
+    if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
+        return "it has no parameters yet: call it once"
+    if any(tensor.is_meta for tensor in variables(layer)):
+        return "it is on the meta device, where there are no numbers: give it some, by to_empty() and load_state_dict()"
+    return None
+
+
+def kind(layer: Any) -> str | None:
+    """What two norms must have in common besides shapes, None for a sentence."""
+    if isinstance(layer, torch.nn.GroupNorm):
+        return group_kind(layer.num_groups, layer.num_channels)
+    return next(name for known, name in _KINDS if isinstance(layer, known))
+
+
+def shapes(layer: Any) -> tuple[tuple[int, ...], ...]:
+    """Those of parameters and running statistics that it has, in the order of `NAMES`."""
+    if isinstance(layer, LazyModuleMixin):
+        raise ValueError(f"{type(layer).__name__} has no parameters yet: call it once")
+    return tuple(tuple(v.shape) for name in NAMES["torch"] if (v := getattr(layer, name, None)) is not None)
+
+
+def _types(layer: Any) -> Types:
+    names = [
+        [type_name(t) for t in tensors if t.is_floating_point()] for tensors in (layer.parameters(), layer.buffers())
+    ]
+    parameters, statistics = (found[0] if found else None for found in names)
+    return Types(parameters or statistics or "float32", statistics or parameters or "float32")
 
 
 def _with_statistics(layer: Any, common: dict[str, Any]) -> Norm:
@@ -59,6 +141,10 @@ def _with_statistics(layer: Any, common: dict[str, Any]) -> Norm:
         raise ValueError("momentum=None, the plain average, has no counterpart; set the layer's momentum to a number")
     common |= {"mean": numpy(layer.running_mean), "variance": numpy(layer.running_var)}
     common |= {"keep": 1 - layer.momentum} if is_batch else {}
+    common["own"] = {"num_batches_tracked": int(layer.num_batches_tracked)} if is_batch else {}
+    if isinstance(layer, _SYNCHRONIZED):
+        common["synchronized"] = True
+        common["own"] |= {} if layer.process_group is None else {"process_group": layer.process_group}
     return _channelwise(layer, common)
 
 
@@ -76,13 +162,24 @@ def _channelwise(layer: Any, common: dict[str, Any]) -> Norm:
 
 
 def write(norm: Norm) -> torch.nn.Module:
-    layer = _made(norm)
+    layer = _made(norm).to(getattr(torch, norm.types.parameters))
     has = norm.scale is not None or norm.offset is not None
-    values: dict[str, Any] = dict(zip(("weight", "bias"), neutral(norm), strict=True)) if has else {}
-    values |= {"running_mean": norm.mean, "running_var": norm.variance} if norm.mean is not None else {}
-    state = layer.state_dict()
-    layer.load_state_dict({k: array(values[k]) if k in values else v for k, v in state.items()})
-    return layer.train(norm.training)
+    values: dict[str, Any] = dict(zip(_PARAMETERS.values(), neutral(norm), strict=True)) if has else {}
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if name in values:
+                parameter.copy_(torch.as_tensor(np.asarray(values[name])))
+    if norm.learned_eps is not None and isinstance(layer, FilterResponseNorm):
+        torch.nn.init.constant_(layer.learned_eps, norm.learned_eps)
+    if norm.mean is not None:
+        for name, statistic in (("running_mean", norm.mean), ("running_var", norm.variance)):
+            setattr(layer, name, array(statistic, norm.types.statistics))
+        layer.num_batches_tracked.fill_(norm.own.get("num_batches_tracked", 0))
+    # An offset has a scale beside it, of ones where there was none, which then does not learn.
+    for name in norm.frozen | ({"scale"} if norm.scale is None else set()):
+        if (parameter := getattr(layer, _PARAMETERS[name], None)) is not None:
+            parameter.requires_grad_(False)
+    return layer.train(norm.training and not (norm.still and norm.kind == "batch"))
 
 
 def _made(norm: Norm) -> Any:
@@ -92,11 +189,16 @@ def _made(norm: Norm) -> Any:
     is_first = norm.axes == (FIRST,) or (norm.kind != "batch" and norm.axes == (1 - rank,))
     if norm.kind == "batch" and (is_first or (rank == 2 and norm.axes == (-1,))):
         momentum: dict[str, Any] = {"momentum": 1 - norm.keep, "correction": norm.correction}
+        if norm.synchronized:
+            momentum["process_group"] = norm.own.get("process_group")
+            return SyncBatchNorm(norm.features, eps, affine=has, bias=bias, **momentum)
         return _class(BATCH, rank, norm)(norm.features, eps, affine=has, bias=bias, **momentum)
     if norm.kind == "group" and is_first and norm.groups is not None:
         return GroupNorm(norm.groups, norm.features, eps, affine=has, bias=bias)
     if norm.kind == "instance" and is_first:
         return _class(INSTANCE, rank, norm)(norm.features, eps, affine=has, bias=bias)
+    if norm.kind == "response" and is_first and norm.scale is not None and bias:
+        return FilterResponseNorm(norm.features, eps, learned_eps=norm.learned_eps is not None)
     is_last = norm.axes == tuple(range(-len(norm.axes), 0))
     if norm.kind == "layer" and (is_last or is_first):
         return (LayerNorm if is_last else LayerNorm2d)(norm.shape, eps, has, bias=bias)
@@ -107,7 +209,7 @@ def _made(norm: Norm) -> Any:
     spec = norm.spec(norm.sample_rank())
     words: dict[str, Any] = {"affine": spec.affine_text if has else "", "remove": spec.remove, "bias": bias}
     sizes: dict[str, Any] = {name: n for name, n in norm.lengths().items() if name in spec.pattern.names}
-    return SentenceNorm(spec.text, eps=eps, **words, **sizes)
+    return SentenceNorm(spec.text, eps=norm.whole_eps, **words, **sizes)
 
 
 def _class(classes: dict[int, Any], rank: int, norm: Norm) -> Any:
@@ -117,17 +219,18 @@ def _class(classes: dict[int, Any], rank: int, norm: Norm) -> Any:
 
 
 def run(layer: Any, x: np.ndarray) -> np.ndarray:
-    """The layer's answer outside training; its own mode stays."""
+    """The layer's answer outside training, to an input of its parameters' type; its own mode stays."""
     training = layer.training
     with torch.no_grad():
-        y = layer.eval()(array(x))
+        y = layer.eval()(array(x, _types(layer).parameters))
     layer.train(training)
-    return y.numpy()
+    return y.double().numpy()
 
 
 def parts(model: Any) -> list[Any] | None:
     """A chain's layers, None for what is no chain."""
-    return list(model) if isinstance(model, torch.nn.Sequential) else None
+    is_chain = isinstance(model, torch.nn.Sequential) and type(model).forward is torch.nn.Sequential.forward
+    return list(model) if is_chain else None
 
 
 def join(layers: list[Any]) -> torch.nn.Module:
@@ -143,8 +246,8 @@ def state(model: Any) -> dict[str, Any]:
     return dict(model.state_dict())
 
 
-def array(values: Array) -> torch.Tensor:
-    return torch.tensor(np.asarray(values))
+def array(values: Array, dtype: str) -> torch.Tensor:
+    return torch.tensor(np.asarray(values)).to(getattr(torch, dtype))
 
 
 def numpy(tensor: Any) -> np.ndarray | None:

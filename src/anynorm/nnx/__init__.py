@@ -10,7 +10,10 @@ What differs from Flax on purpose:
 - With `dtype` narrower than the input, the statistics see the input before it is cast, and the result is cast once.
 - Across devices (`axis_name`) every part weighs as many elements as it has under its `mask`.
 - A mask need not have the channels' length in `GroupNorm`; elements where it is false may be NaN.
-- A wrong number of features and an axis named twice are errors, and a statistic over one element is a warning.
+- A wrong number of features, an axis named twice and a mask of numbers are errors, and a statistic over one element
+  is a warning.
+
+`jax.export` writes no program that calls a CPU kernel: set the environment's ANYNORM_KERNEL=composed before it.
 """
 
 from .batch import BatchNorm

@@ -55,7 +55,7 @@ def fitted(
                 f"{written(ops.shape(x))} has {written(shape)} along its feature axes"
             )
         scale, bias = (None if v is None else v.reshape(shape) for v in (scale, bias))
-    mask = None if mask is None else jnp.asarray(mask, bool)
+    mask = None if mask is None else jnp.asarray(mask)
     return scale, bias, mask, check(ops, x, scale, bias, mask, spec, module.epsilon, erasing=False)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..catalogue import batch
+from ..catalogue import batch, normalized_axes
 from ..ops import jax as ops
 from .base import Array, fitted, normalize, promoted, result_dtype, value
 
@@ -37,7 +37,7 @@ class BatchNorm(nnx.BatchNorm):
     All other arguments, types and errors are those of `GroupNorm`.
 
     Call arguments:
-        x: array of any rank.
+        x: array of any rank; of one dimension it is a single sample, as under a `vmap` with `axis_name`.
         use_running_average: overrules the constructor's.
         mask: true where an element enters the statistics; broadcasts to x.
 
@@ -57,23 +57,27 @@ class BatchNorm(nnx.BatchNorm):
         if use_running_average is None:
             raise ValueError("say use_running_average=True or False, in BatchNorm's constructor or in the call")
         x = jnp.asarray(x)
+        shape, axis = x.shape, self.axis
+        if x.ndim == 1:
+            normalized_axes(axis, 1)
+            x, axis = x[None], -1
         statistics = value(self.mean), value(self.var)
         x, _, _, scale, bias = promoted(self, x, *statistics, value(self.scale), value(self.bias))
-        spec = batch(self.axis, x.ndim)
+        spec = batch(axis, x.ndim)
         if use_running_average:
-            return self._apply(x, statistics, scale, bias, spec)
+            return self._apply(x, statistics, scale, bias, spec).reshape(shape)
         y, mean, variance = normalize(self, spec, self.num_features, x, scale, bias, mask)
         # An empty batch has nothing to say; Flax's statistics become NaN.
         if 0 not in x.shape:
-            momentum = self.momentum if mask is None else jnp.where(self._some(x, mask), self.momentum, 1.0)
+            momentum = self.momentum if mask is None else jnp.where(self._some(x, mask, axis), self.momentum, 1.0)
             _move(self.mean, mean, momentum)
             _move(self.var, variance, momentum)
-        return y
+        return y.reshape(shape)
 
-    def _some(self, x: Array, mask: Array) -> Array:
+    def _some(self, x: Array, mask: Array, axis: int) -> Array:
         """For each channel, whether anything of it is under the mask, on any device."""
-        others = tuple(d for d in range(x.ndim) if d != self.axis % x.ndim)
-        some = jnp.broadcast_to(mask, x.shape).any(others)
+        others = tuple(d for d in range(x.ndim) if d != axis % x.ndim)
+        some = jnp.broadcast_to(jnp.asarray(mask), x.shape).any(others)
         if self.axis_name is None:
             return some
         return jax.lax.pmax(some.astype(int), self.axis_name, axis_index_groups=self.axis_index_groups) > 0

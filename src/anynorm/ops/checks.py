@@ -67,6 +67,8 @@ def check_mask(ops: ModuleType, x: Array, mask: Array | None) -> None:
     """Raise unless the mask is boolean and broadcasts to x."""
     if mask is None:
         return
+    if not hasattr(mask, "dtype"):
+        raise TypeError(f"the mask must be an array like x, of booleans, and it is a {type(mask).__name__}")
     if ops.dtype(mask) != "bool":
         raise TypeError(f"the mask must be boolean, true where an element counts, and it is {ops.dtype(mask)}")
     shape, whole = ops.shape(mask), ops.shape(x)

@@ -225,13 +225,19 @@ _FORMULAS: dict[Primitive, Callable[..., Values]] = {
 }
 
 
+def _compiled(bind: Callable[..., list[Array]], *args: Array, **params: Any) -> list[Array]:
+    """A primitive's result by itself, compiled even under `jax.disable_jit()`, where the binding would call itself."""
+    with jax.disable_jit(False):
+        return bind(*args, **params)
+
+
 def _register(primitive: Primitive, jvp: Callable[..., Any]) -> None:
     primitive.multiple_results = True
     primitive.def_abstract_eval(_abstract)
     bind = jax.jit(
         lambda *args, **params: primitive.bind(*args, **params), static_argnames=("formula", "has", "wanted")
     )
-    primitive.def_impl(bind)
+    primitive.def_impl(partial(_compiled, bind))
     ad.primitive_jvps[primitive] = jvp
     batching.primitive_batchers[primitive] = partial(_batch, primitive)
     mlir.register_lowering(primitive, partial(_lower, primitive, "any"))

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..catalogue import filter_response
 from ..ops import torch as ops
 from ..precision import checked_eps
+from . import export
+from .base import Base
+from .calls import goes_to_onnx
+
+# What the learned part of epsilon begins with.
+LEARNED = 1e-4
 
 
-class FilterResponseNorm(nn.Module):
+class FilterResponseNorm(Base):
     """Filter response normalization: divide each channel of each sample by its root mean square over space.
 
         y = x / sqrt(mean(x^2) + eps) * weight + bias
@@ -47,18 +54,31 @@ class FilterResponseNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.num_features, self.eps, self.affine = num_features, checked_eps(eps), affine
-        make = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.ones(num_features, **make)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features, **make)) if affine else None
-        self.learned_eps = nn.Parameter(torch.full((1,), 1e-4, **make)) if learned_eps else None
+        lengths = {"weight": num_features if affine else None, "bias": num_features if affine else None}
+        for name, length in {**lengths, "learned_eps": 1 if learned_eps else None}.items():
+            empty = None if length is None else torch.empty(length, device=device, dtype=dtype)
+            values = None if empty is None else nn.Parameter(empty)
+            self.register_parameter(name, values)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Ones for the weight, zeros for the bias, 1e-4 for the learned epsilon."""
+        for parameter, start in ((self.weight, 1.0), (self.bias, 0.0), (self.learned_eps, LEARNED)):
+            if parameter is not None:
+                nn.init.constant_(parameter, start)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return self.as_leaf(x)
         if x.dim() < 3 or x.shape[1] != self.num_features:
             raise ValueError(
                 f"an input of shape (batch, {self.num_features}, ...) with spatial dimensions is needed, and this one "
                 f"has the shape {tuple(x.shape)}"
             )
         spec = filter_response(range(2, x.dim()), x.dim())
+        if ops.is_traced() and goes_to_onnx(None):
+            eps = self.eps if self.learned_eps is None else self.eps + self.learned_eps.abs()
+            return export.normalize(x, self.weight, self.bias, spec, eps)
         if self.learned_eps is None:
             y: Tensor = ops.normalize(x, self.weight, self.bias, None, spec, self.eps)[0]
             return y
@@ -77,7 +97,7 @@ class FilterResponseNorm(nn.Module):
         return f"{self.num_features}, eps={self.eps}, affine={self.affine}, learned_eps={self.learned_eps is not None}"
 
 
-class TLU(nn.Module):
+class TLU(Base):
     """Thresholded linear unit: y = max(x, tau), with one learned threshold a channel.
 
     Source: Singh, Krishnan 2019, arXiv:1911.09737.
@@ -99,10 +119,17 @@ class TLU(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_features = num_features
-        self.tau = nn.Parameter(torch.full((num_features,), init, device=device, dtype=dtype))
+        self.num_features, self.init = num_features, init
+        self.tau = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The threshold that the constructor was told."""
+        nn.init.constant_(self.tau, self.init)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return self.as_leaf(x)
         return torch.maximum(x, self.tau.to(x.dtype).reshape(-1, *[1] * (x.dim() - 2)))
 
     def extra_repr(self) -> str:

@@ -8,14 +8,16 @@ from typing import Any
 import torch
 
 from .peers import BY_PEER
+from .turn import class_of, turn
 
 
 def replace_norms(model: torch.nn.Module) -> int:
     """Turn every norm of torch.nn in a model, itself included, into anynorm's of the same name, in place.
 
     A module stays the same object, with its parameters, buffers, hooks and place in the model; only its class changes.
-    So optimizers, tied modules and `state_dict` need nothing done. Subclasses of torch.nn's norms, which may have a
-    forward of their own, are left alone. torch's transformer layers leave their fused inference, which computes from
+    So optimizers, tied modules and `state_dict` need nothing done. A lazy norm becomes anynorm's with its first input,
+    a parametrized one stays parametrized. Subclasses of torch.nn's norms, which may have a forward of their own, are
+    left alone. torch's transformer layers leave their fused inference, which computes from
     the norms' weights and does not call them.
 
     Returns:
@@ -26,9 +28,9 @@ def replace_norms(model: torch.nn.Module) -> int:
     >>> replace_norms(model), type(model[1]).__module__
     (1, 'anynorm.torch.layer')
     """
-    found = [module for module in model.modules() if type(module) in BY_PEER]
+    found = [module for module in model.modules() if class_of(module) in BY_PEER]
     for module in found:
-        module.__class__ = BY_PEER[type(module)]
+        turn(module, BY_PEER[class_of(module)])
     call_norms(model, found)
     return len(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -11,8 +12,12 @@ from torch.fx import Proxy
 from ..ops.torch_fused import Fused
 from ..ops.torch_processes import normalize as together
 from . import running
-from .batch import BatchNorm
+from .batch import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .sentences import BATCH
+from .turn import class_of, turn
+
+_OURS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
+_KNOWN = (*_OURS, *(getattr(torch.nn, kind.__name__) for kind in _OURS), torch.nn.SyncBatchNorm)
 
 
 class SyncBatchNorm(BatchNorm):
@@ -107,13 +112,27 @@ class SyncBatchNorm(BatchNorm):
     def convert_sync_batchnorm(cls, module: torch.nn.Module, process_group: Any = None) -> torch.nn.Module:
         """Turn every batch normalization in a module, torch.nn's or anynorm's, into one of these, in place.
 
+        A lazy one becomes it with its first input, a parametrized one stays parametrized. Subclasses, which may have a
+        forward of their own, are left alone, with a warning that names them.
+
         >>> import torch
         >>> from anynorm.torch import SyncBatchNorm
         >>> SyncBatchNorm.convert_sync_batchnorm(torch.nn.Sequential(torch.nn.BatchNorm2d(6)))[0]
         SyncBatchNorm(6, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
         """
-        for found in module.modules():
-            if isinstance(found, torch.nn.modules.batchnorm._BatchNorm):
-                found.__class__ = cls
+        left = []
+        for name, found in module.named_modules():
+            if not isinstance(found, torch.nn.modules.batchnorm._BatchNorm):
+                continue
+            if class_of(found) in (*_KNOWN, SyncBatchNorm, cls):
+                turn(found, cls)
                 found.process_group = process_group
+            else:
+                left.append(f"{name or 'the model'} ({class_of(found).__name__})")
+        if left:
+            warnings.warn(
+                f"not synchronized: {', '.join(left)}, of subclasses that may have a forward of their own; derive "
+                "those classes from SyncBatchNorm",
+                stacklevel=2,
+            )
         return module

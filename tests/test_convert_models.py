@@ -300,7 +300,7 @@ def test_synchronization_comes_along_or_is_said():
     assert "axis_name has no counterpart: it was devices" in result.notes
     assert convert(result.layer, to="keras").synchronized
     assert convert(convert(result.layer, to="keras"), to="torch").__class__ is T.SyncBatchNorm
-    assert "give the layer its axis_name" in convert(nn.SyncBatchNorm(C), to="nnx", check=True).notes[0]
+    assert "were synchronized; Flax" in convert(nn.SyncBatchNorm(C), to="nnx", check=True).notes[0]
     assert convert(nnx.LayerNorm(C, axis_name="devices", **R), to="nnx", check=True).layer.axis_name == "devices"
 
 

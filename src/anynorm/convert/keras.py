@@ -17,6 +17,7 @@ from ..keras import (
     Normalization,
     RMSNormalization,
 )
+from ..ops import of
 from .norm import FIRST, LAST, Array, Norm, Types, canonical, group_kind, layout_of, neutral, shape_of, widened
 from .state import NAMES
 
@@ -173,7 +174,9 @@ def _made(norm: Norm) -> Any:
     has: dict[str, Any] = {"center": norm.offset is not None, "scale": norm.scale is not None}
     common: dict[str, Any] = {"epsilon": norm.eps, **has, **named}
     if norm.kind == "batch":
-        return BatchNormalization(axis, momentum=norm.keep, synchronized=norm.synchronized, **common)
+        # Only where Keras's backend has replicas; elsewhere the layer would refuse, and a note is enough.
+        synchronized = norm.synchronized and hasattr(of(keras.ops.zeros(())), "moments_of_replicas")
+        return BatchNormalization(axis, momentum=norm.keep, synchronized=synchronized, **common)
     if norm.kind == "group" and norm.groups is not None:
         return GroupNormalization(norm.groups, axis, **common)
     if norm.kind == "instance":

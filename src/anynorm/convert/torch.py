@@ -42,17 +42,11 @@ def why_not(layer: Any) -> str | None:
     names = [name for name in _PARAMETERS.values() if getattr(layer, name, None) is not None]
     if parametrize.is_parametrized(layer) or any(name not in layer._parameters for name in names):
         return "its parameters are parametrized, or no parameters"
-    if type(layer) not in KNOWN and type(layer) is not FilterResponseNorm:
+    if type(layer) not in KNOWN:
         return "its class is a subclass of a norm's, and may do something else"
-    if own_hooks(layer):
+    if any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)):
         return "it has hooks, which would be lost: remove them first"
     return None
-
-
-def own_hooks(layer: Any) -> bool:
-    """Whether calls of the layer do more than its class says."""
-    kinds = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return any(kinds)
 
 
 def variables(layer: Any) -> list[Any]:

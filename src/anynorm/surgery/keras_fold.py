@@ -12,8 +12,9 @@ from ..convert import keras as dialect
 from ..convert.norm import FIRST, LAST
 from .folding import Refused
 from .folding import fold as folded
-from .keras_graph import Saved, calls, check_graph, graphs, rebuilt
+from .keras_graph import Saved, calls, check_graph, graphs, held_twice
 from .keras_norms import describe, named, norms, numbers, why_not
+from .keras_rebuild import rebuilt
 from .receipt import Receipt, Row
 
 _L = keras.layers
@@ -55,6 +56,7 @@ class _Graph:
 
     def __init__(self, model: Any) -> None:
         self.names = {id(layer): name for name, layer in reversed(named(model).items())}
+        self.held = held_twice(model)
         self.calls: Counter[int] = Counter()
         self.users: Counter[int] = Counter()
         self.makers: dict[int, Any] = {}
@@ -83,6 +85,8 @@ class _Graph:
             raise Refused(f"{front.name} ({describe(front)}), in front of it, is no convolution or dense layer")
         if self.calls[id(front)] != 1:
             raise Refused(f"{front.name}, in front of it, is used {self.calls[id(front)]} times")
+        if id(front) in self.held:
+            raise Refused(f"{front.name}, in front of it, is also in {self.held[id(front)][-1]}")
         if self.users[id(tensor)] != 1:
             raise Refused(f"the output of {front.name}, in front of it, is used {self.users[id(tensor)]} times")
         if front.activation is not keras.activations.linear:

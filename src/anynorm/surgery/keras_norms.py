@@ -18,13 +18,15 @@ def kind_of(layer: Any) -> str | None:
 
 
 def norms(model: Any, kind: str = "any") -> Iterator[tuple[str, Any, str, str | None]]:
-    """Name, layer, kind and, where it is hidden in a layer, that one's name; each norm once."""
+    """Name, layer, kind and, where a layer holds it, be it in the graph too, that one's name; each norm once."""
+    found = [(model.name, model, None), *layers(model)]
+    holders = {id(layer): hidden for _, layer, hidden in found if hidden is not None}
     seen: set[int] = set()
-    for name, layer, hidden in ((model.name, model, None), *layers(model)):
-        found = kind_of(layer)
-        if found is not None and kind in (found, "any") and id(layer) not in seen:
+    for name, layer, _ in found:
+        its = kind_of(layer)
+        if its is not None and kind in (its, "any") and id(layer) not in seen:
             seen.add(id(layer))
-            yield name, layer, found, hidden
+            yield name, layer, its, holders.get(id(layer))
 
 
 def why_not(layer: Any, hidden: str | None) -> str | None:

@@ -9,8 +9,9 @@ from typing import Any
 from ..catalogue import normalized_axes
 from ..convert import keras as dialect
 from .folding import Refused
-from .keras_graph import Saved, check_graph, rebuilt
+from .keras_graph import Saved, check_graph
 from .keras_norms import describe, named, norms, numbers, why_not
+from .keras_rebuild import rebuilt
 from .receipt import Receipt, Row
 from .swapping import Wish, swapped
 

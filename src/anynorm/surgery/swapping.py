@@ -88,6 +88,11 @@ def swapped(norm: Norm, wish: Wish, positions: int | None, **fresh: Any) -> tupl
         axes, shape = (norm.position,), (shape[axes.index(norm.position)],)
     elif not axes:
         raise Refused("nothing says which axes have its channels")
+    if norm.kind in ("layer", "rms") and target in ("group", "instance") and positions != 1:
+        notes.append(
+            "it saw each position by itself, and now all of a sample's (those behind axis 0) together: in a sequence "
+            "later ones too"
+        )
     known: dict[str, Any] = {"axes": axes, "shape": shape, "groups": None}
     if target == "group":
         channels = norm.features if shape == norm.shape else shape[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -85,6 +85,31 @@ def put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, name, new)
 
 
+def held_elsewhere(model: nn.Module) -> dict[int, str]:
+    """Which modules an attribute, a list or a dictionary of the model's holds besides, by their ids, and what does.
+
+    `put` does not reach those, and a forward that calls them there would go on with the old module.
+    """
+    registered = {id(module) for module in model.modules()}
+    found: dict[int, str] = {}
+
+    def look(value: Any, place: str) -> None:
+        if isinstance(value, nn.Module):
+            inside = [value] if id(value) in registered else value.modules()
+            found.update({id(module): place for module in inside})
+        elif isinstance(value, Mapping):
+            look(list(value.values()), place)
+        elif isinstance(value, list | tuple | set | frozenset):
+            for one in value:
+                look(one, place)
+
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key != "_modules":
+                look(value, f"{name}.{key}".lstrip("."))
+    return found
+
+
 def numbers(module: nn.Module) -> int:
     """Parameters and running statistics, each once; not the count of batches."""
     tensors = {id(t): t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
@@ -105,6 +130,32 @@ def shared(model: nn.Module) -> set[int]:
             if tensor is not None:
                 owners[id(tensor)] = owners.get(id(tensor), 0) + 1
     return {key for key, number in owners.items() if number > 1}
+
+
+def place_of(*modules: nn.Module) -> tuple[torch.device, torch.dtype] | None:
+    """Device and type of the first floating-point tensor that the modules have."""
+    tensors = (t for module in modules for t in (*module.parameters(), *module.buffers()))
+    return next(((t.device, t.dtype) for t in tensors if t.is_floating_point()), None)
+
+
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Those of a module's own parameters and buffers, by which it is known again."""
+    tensors = {**module._parameters, **module._buffers}
+    return {name: tuple(t.shape) for name, t in tensors.items() if t is not None}
+
+
+def check_same(name: str, module: Any, was: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise where a module is not the one that a receipt speaks of, as `describe` and `shapes_of` told it."""
+    if describe(module) != was:
+        raise ValueError(f"the receipt is not of this model: {name} is {describe(module)}, and not {was}")
+    if shapes_of(module) != shapes:
+        raise ValueError(
+            f"the receipt is not of this model: {name} has {_written(shapes_of(module))}, and not {_written(shapes)}"
+        )
+
+
+def _written(shapes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "no parameters"
 
 
 def tensor_like(values: Any, like: torch.Tensor) -> torch.Tensor:

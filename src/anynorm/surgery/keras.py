@@ -22,25 +22,27 @@ weight_decay = keras_training.weight_decay
 
 
 def swap(model: Any, wish: Wish, probe: Probe, receipt: Receipt, inplace: bool) -> Any:
-    return _noted(model, keras_swap.swap(model, wish, probe.shapes, receipt, inplace), receipt)
+    compiled = _is_compiled(model)
+    return _noted(compiled, keras_swap.swap(model, wish, probe.shapes, receipt, inplace), receipt)
 
 
 def fold(model: Any, probe: Probe, receipt: Receipt, inplace: bool) -> Any:
-    return _noted(model, keras_fold.fold(model, receipt, inplace), receipt)
+    compiled = _is_compiled(model)
+    return _noted(compiled, keras_fold.fold(model, receipt, inplace), receipt)
 
 
 def freeze(model: Any, kind: str, frozen: bool, receipt: Receipt, inplace: bool) -> Any:
     made = _own(model, inplace)
     keras_training.freeze(made, kind, frozen, receipt)
-    if inplace and receipt.rows and getattr(made, "compiled", False):
+    if inplace and receipt.rows and _is_compiled(made):
         receipt.notes.append("compile the model again, or its optimizer goes on with the flags as they were")
-    return made if inplace else _noted(model, made, receipt)
+    return made if inplace else _noted(_is_compiled(model), made, receipt)
 
 
 def reestimate(model: Any, batches: Any, advance: Advance, receipt: Receipt, inplace: bool) -> tuple[Any, int | None]:
     made = _own(model, inplace)
     done = keras_training.reestimate(made, batches, advance, receipt)
-    return made if inplace else _noted(model, made, receipt), done
+    return made if inplace else _noted(_is_compiled(model), made, receipt), done
 
 
 def revert(model: Any, receipt: Receipt, inplace: bool) -> tuple[Any, Receipt]:
@@ -65,10 +67,14 @@ def _own(model: Any, inplace: bool) -> Any:
     return model if inplace else rebuilt(model, {})
 
 
-def _noted(model: Any, made: Any, receipt: Receipt) -> Any:
+def _is_compiled(model: Any) -> bool:
+    return bool(getattr(model, "compiled", False))
+
+
+def _noted(compiled: bool, made: Any, receipt: Receipt) -> Any:
     """Says what became of the compiling of a model that was made anew."""
-    if getattr(made, "compiled", False):
+    if _is_compiled(made):
         receipt.notes.append("compiled anew from the old configuration; the optimizer begins afresh")
-    elif getattr(model, "compiled", False):
+    elif compiled:
         receipt.notes.append("not compiled, as the given model was: compile it")
     return made

@@ -59,6 +59,21 @@ def describe(layer: Any) -> str:
     return name if package == "keras" else f"{package} {name}"
 
 
+def shapes_of(layer: Any) -> list[tuple[int, ...]]:
+    """Those of a layer's weights, by which it is known again."""
+    return [tuple(w.shape) for w in layer.weights]
+
+
+def check_same(name: str, layer: Any, was: str, shapes: list[tuple[int, ...]]) -> None:
+    """Raise where a layer is not the one that a receipt speaks of, as `describe` and `shapes_of` told it."""
+    there = (describe(layer), shapes_of(layer))
+    if there != (was, shapes):
+        raise ValueError(
+            f"the receipt is not of this model: {name} is {there[0]} with weights {there[1]}, and not {was} with "
+            f"{shapes}"
+        )
+
+
 def named(model: Any) -> dict[str, Any]:
-    """The layers by name."""
-    return {name: layer for name, layer, _ in layers(model)}
+    """The layers by name; a model that is one layer by its own."""
+    return {name: layer for name, layer, _ in ((model.name, model, None), *layers(model))}

@@ -51,7 +51,9 @@ class Kernel:
         rest = tuple(i for i in range(len(self.variable.shape)) if i not in self.axes)
         largest = keras.ops.max(keras.ops.abs(value), axis=rest, keepdims=True)
         share = value / keras.ops.where(largest > 0, largest, keras.ops.ones_like(largest))
-        return keras.ops.sqrt(keras.ops.sum(keras.ops.square(share), axis=rest)) * keras.ops.reshape(largest, self.outputs)
+        return keras.ops.sqrt(keras.ops.sum(keras.ops.square(share), axis=rest)) * keras.ops.reshape(
+            largest, self.outputs
+        )
 
 
 def value_of(variable: Any) -> Tensor:

@@ -175,7 +175,9 @@ class WeightNormalization(KernelWrapper):
                 self.layer.activation = activation
         t = keras.ops.moveaxis(keras.ops.cast(t, self.g.dtype), channel_axis(self.layer), -1)
         if math.prod(n or 0 for n in t.shape[:-1]) == 1:
-            words = f"{self.name} is initialized by a batch with one value for each output, so that g becomes 1e5: call "
+            words = (
+                f"{self.name} is initialized by a batch with one value for each output, so that g becomes 1e5: call "
+            )
             warnings.warn(words + "the layer on a larger batch first, or make it with data_init=False", stacklevel=2)
         mean, variance = keras.ops.moments(t, tuple(range(len(t.shape) - 1)))
         std = keras.ops.sqrt(variance + 1e-10)

@@ -310,14 +310,20 @@ def test_swap_refuses_what_would_leave_nothing():
     model = filled(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1), nn.BatchNorm1d(1)))
     _, receipt = S.swap(model, "batch", "instance", probe=torch.randn(3, 4))
     assert receipt.rows == []
-    assert "nothing would be left" in reasons(receipt)["1"]
+    assert "nothing of the input would be left" in reasons(receipt)["1"]
     _, receipt = S.swap(model, "batch", "group", groups=8, probe=torch.randn(3, 4))
-    assert receipt.rows[0].note == "4 groups (asked: 8); each statistic is over 2 elements"
+    assert receipt.rows[0].note == "1 group (asked: 8); each statistic is over 8 elements"
     assert "nothing of the input would be left" in reasons(receipt)["3"]
     assert "one channel" in reasons(S.swap(model, "batch", "layer")[1])["3"]
     # Without an input, (n, c) and (n, c, l) cannot be told apart.
     assert "give probe=" in reasons(S.swap(model, "batch", "instance", probe=False)[1])["1"]
-    assert S.swap(model, "batch", "group", groups=8, probe=False)[0][1].num_groups == 4
+    assert S.swap(model, "batch", "group", groups=8, probe=False)[1].rows[0].note.endswith("over at least 8 elements")
+    # Two elements without their mean, over their deviation, are 1 and -1.
+    model, x = filled(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))), torch.randn(3, 4)
+    for target in ("group", "layer", "instance"):
+        assert "would be left" in reasons(S.swap(model, "batch", target, probe=x)[1])["1"]
+    wide = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32)).eval()
+    assert S.swap(wide, "batch", "group")[0][1].num_groups == 4
 
 
 def test_swap_within_a_transformer():

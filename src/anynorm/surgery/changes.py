@@ -25,7 +25,8 @@ def swap(
         source: the kind of the norms: "batch", "group", "instance", "layer", "rms" or "any".
         target: what they become: any of these but "any". A norm of that kind already becomes anynorm's, the same.
         groups: how many groups group normalization is to have, 32 where nothing is said. Each norm takes the divisor
-            of its channels that is nearest, but none that leaves one element to a statistic; the receipt says which.
+            of its channels that is nearest and leaves 8 elements to a statistic, one group where none does, and stays
+            as it is where even that has only two, of which nothing but a sign would be left; the receipt says which.
         probe: an input of the model, to compare outputs on and to see how large the norms' inputs are: an array, a
             tuple of arguments, or a dictionary of named ones. None has one made from what the model says of its
             input, False has none.
@@ -36,11 +37,14 @@ def swap(
 
     Raises:
         TypeError: no model of Keras or torch.
-        ValueError: kinds that there are not; a model that cannot be rebuilt, such as a subclassed one of Keras; one
-            that does not run with its new norms, since it reads something that they have not. It then is as it was.
+        ValueError: kinds that there are not; a model of Keras that cannot be rebuilt, since it is of a class of its own
+            or, without `inplace`, has layers that another layer holds too; one that does not run with its new norms, or
+            does not call them. It then is as it was.
 
     What cannot be swapped is left and named in the receipt: subclasses of norms, norms inside layers of one's own,
-    statistics that would be over one element, norms with hooks.
+    statistics that would be over one element or two, norms with hooks, torch norms that an attribute or a list of a
+    module holds besides. Where layer or RMS normalization becomes group or instance normalization, statistics are over
+    all positions of a sample, later ones of a sequence too: a note says so.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 48, 3), torch.nn.BatchNorm2d(48))

@@ -108,7 +108,7 @@ def _with_rank(norm: Norm, target: str, rank: int | None, was: str) -> Norm:
     needs = norm.axes != (FIRST,) or target in ("batch", "instance")
     if needs and target not in ("layer", "rms") and (norm.rank is None or was.endswith("1d")):
         raise Refused("how many dimensions its input has is unknown here; give probe=")
-    return norm
+    return replace(norm, rank=None) if was.endswith("1d") else norm
 
 
 def _positions(norm: Norm, shapes: list[tuple[int, ...]]) -> int | None:

@@ -233,3 +233,13 @@ def test_fold_of_a_model_that_is_one_norm_says_so():
     _, receipt = S.fold(filled(nn.BatchNorm2d(6)), probe=torch.randn(2, 6, 4, 4))
     assert "the whole model" in receipt.refused[0].reason
     assert not receipt.rows
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_frozen_model_can_be_scripted_and_compiled():
+    model, _ = S.freeze(filled(Pair()))
+    for made in (torch.jit.script(model), torch.compile(model, backend="eager", fullgraph=True)):
+        before = state(model)
+        made.train()(torch.randn(4, 3, 8, 8))
+        assert same(model, before)
+    assert "was_training" not in vars(S.unfreeze(model)[0].n)

@@ -52,29 +52,23 @@ def is_unusual(module: nn.Module) -> bool:
     return parametrize.is_parametrized(module) or any(name not in module._parameters for name in names)
 
 
-class Stay:
+def stay(self: nn.Module, input: tuple[torch.Tensor]) -> None:
     """Before a frozen norm's forward: whatever `train` said, the running statistics are used and stay.
 
-    Attributes:
-        changed: whether the norm was in training once.
+    A function, and one that torch.jit.script can read; what it has to remember, the norm has.
     """
-
-    def __init__(self) -> None:
-        self.changed = False
-
-    def __call__(self, module: nn.Module, inputs: Any) -> None:
-        self.changed |= module.training
-        module.training = False
+    self.was_training = self.was_training or self.training
+    self.training = False
 
 
 def hooks(module: nn.Module) -> list[Any]:
     """Those of a module, but for what freezing puts there."""
     kinds = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return [hook for kind in kinds for hook in kind.values() if not isinstance(hook, Stay)]
+    return [hook for kind in kinds for hook in kind.values() if hook is not stay]
 
 
 def is_frozen(module: nn.Module) -> bool:
-    return any(isinstance(hook, Stay) for hook in module._forward_pre_hooks.values())
+    return any(hook is stay for hook in module._forward_pre_hooks.values())
 
 
 def put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

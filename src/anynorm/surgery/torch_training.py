@@ -13,7 +13,7 @@ from ..ops import moments
 from .data import Advance
 from .moments import Moments, check_range
 from .receipt import Receipt, Row
-from .torch_norms import Stay, check_same, describe, is_frozen, kind_of, norms, numbers, shapes_of
+from .torch_norms import check_same, describe, is_frozen, kind_of, norms, numbers, shapes_of, stay
 from .torch_probe import arguments, evaluating
 from .torch_swap import restored
 
@@ -52,13 +52,15 @@ def _freeze(module: Any, parameters: list[bool], statistics: bool, training: boo
     if statistics == is_frozen(module) or getattr(module, "running_mean", None) is None:
         return
     if statistics:
-        module.register_forward_pre_hook(Stay())
+        module.was_training = False
+        module.register_forward_pre_hook(stay)
         return
     for key, hook in list(module._forward_pre_hooks.items()):
-        if isinstance(hook, Stay):
+        if hook is stay:
             del module._forward_pre_hooks[key]
             # Only what the hook did: a norm may have been in evaluation by itself.
-            module.training = module.training or (hook.changed and training)
+            module.training = module.training or (module.was_training and training)
+            del module.was_training
 
 
 def _undo_freeze(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple[nn.Module, Receipt]:

@@ -243,6 +243,7 @@ def test_bad_arguments_are_refused(make: Any, shape: Any, words: str) -> None:
         make().build(shape)
     with pytest.raises(ValueError, match="leave reset_after out"):
         K.LayerNormGRUCell(4, reset_after=True)
+    assert K.LayerNormGRUCell(4, "relu").activation is keras.activations.relu
 
 
 @pytest.mark.parametrize("learned", [False, True])

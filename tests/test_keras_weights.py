@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,16 @@ def test_the_size_of_the_kernel_does_not_matter(wrap: Any, scale: float) -> None
     assert_close(numpy(layer(x)), numpy(small(x)), 1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_lengths_are_those_of_kernels_of_any_size(scale: float) -> None:
+    constant = keras.initializers.Constant(scale)
+    layer = K.WeightNormalization(L.Conv2DTranspose(4, 3, kernel_initializer=constant), data_init=False)
+    x = normal((2, 5, 6, 7))
+    plain = L.Conv2DTranspose(4, 3, kernel_initializer=constant)
+    assert_close(numpy(layer(x)), numpy(plain(x)), 1e-5)
+    assert_close(numpy(layer.g), np.full(4, scale * np.sqrt(7 * 9), "float32"), 1e-5)
+
+
 @every_wrapper
 def test_a_kernel_of_zeros_is_safe(wrap: Any) -> None:
     layer, x = wrap(L.Dense(4, kernel_initializer="zeros")), normal((3, 5))
@@ -230,6 +241,15 @@ def test_data_set_the_outputs_to_mean_0_and_variance_1(name: str) -> None:
     assert np.abs(y.std(0) - 1).max() < 1e-3
     again = numpy(layer(10 * x))
     assert np.abs(again).max() > 5, "only the first batch counts"
+
+
+def test_a_first_batch_of_one_value_an_output_warns() -> None:
+    with pytest.warns(UserWarning, match="initialized by a batch with one value for each output"):
+        K.WeightNormalization(L.Dense(4))(normal((1, 5)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        K.WeightNormalization(L.Dense(4))(normal((2, 5)))
+        K.WeightNormalization(L.Conv1D(4, 2))(normal((1, 5, 3)))
 
 
 def test_the_first_batch_of_fit_initializes_too() -> None:

@@ -20,6 +20,9 @@ import anynorm.keras as K  # noqa: E402, N812
 from anynorm import rescue  # noqa: E402
 from anynorm.rescue.bundle import Bundle  # noqa: E402
 from anynorm.rescue.checksum import crc32c  # noqa: E402
+from anynorm.rescue.classes import ORDINARY  # noqa: E402
+from anynorm.rescue.graph import Builder  # noqa: E402
+from anynorm.rescue.report import Report  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 FOLDER = Path(__file__).parent / "old_files"
@@ -101,7 +104,7 @@ def test_outputs_are_those_of_the_old_model(name: str) -> None:
         assert_same_weights(models[0], wanted)
 
 
-@pytest.mark.parametrize("name", ["recurrent", "weight_data", "spectral", "contrib", "frozen"])
+@pytest.mark.parametrize("name", ["activations", "recurrent", "weight_data", "spectral", "contrib", "frozen"])
 def test_the_new_file_opens_with_keras(name: str, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     rescue.convert(FOLDER / name / "saved", tmp_path / "new.keras", progress=lambda *step: steps.append(step))
@@ -115,6 +118,66 @@ def test_what_was_frozen_is_frozen() -> None:
     model = rescue.load(FOLDER / "frozen" / "model.keras")
     assert not model.get_layer("inner").trainable_weights
     assert len(model.trainable_weights) == 4, "the first convolution and the last dense layer"
+
+
+def test_activations_of_another_meaning_are_told() -> None:
+    report = str(rescue.load(FOLDER / "activations" / "model.h5", report=True)[1])
+    assert report.count("hard_sigmoid is Keras 2's") == 4
+    assert "open the new file, import anynorm.keras" in report
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("Addons>gelu", lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))),
+        ("Addons>mish", lambda x: x * np.tanh(np.log1p(np.exp(x)))),
+        ("hard_sigmoid", lambda x: np.clip(0.2 * x + 0.5, 0, 1)),
+    ],
+)
+def test_activations_are_the_old_functions(name: str, wanted: Any, tmp_path: Path) -> None:
+    layer = {"class_name": "Activation", "config": {"name": "last", "activation": name}}
+    model = rescue.load(rewritten(tmp_path, lambda layers: layers.append(layer)))
+    x = np.linspace(-4, 4, 33)
+    for one in (model, keras.models.clone_model(model)):
+        np.testing.assert_allclose(numpy(one.layers[-1](x.astype("float32"))), wanted(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lisht", "rrelu", "snake", "sparsemax"])
+def test_activations_of_addons_that_keras_lacks_are_refused(name: str, tmp_path: Path) -> None:
+    path = rewritten(tmp_path, lambda layers: layers[1]["config"].update(activation=f"Addons>{name}"))
+    with pytest.raises(rescue.RescueError, match=f'activation "Addons>{name}" is none'):
+        rescue.load(path)
+
+
+CONFIGURATIONS = json.loads((FOLDER / "configurations.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("form", CONFIGURATIONS)
+def test_every_ordinary_layer_is_made_from_what_keras_2_wrote_of_it(form: str) -> None:
+    """Classes hand arguments on that a class made from them does not take, such as noise_shape."""
+    builder = Builder(Report("", ""), None, False)
+    for spec in CONFIGURATIONS[form]:
+        assert builder.layer(spec).name.startswith(spec["config"]["name"])
+    assert {spec["class_name"] for spec in CONFIGURATIONS[form]} >= ORDINARY
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"class_name": "RandomCrop", "config": {"height": 2, "width": 2}}, "use CenterCrop"),
+        ({"class_name": "UpSampling2D", "config": {"interpolation": "gaussian"}}, "interpolate by gaussian"),
+        ({"class_name": "Attention", "config": {"causal": True}}, "no argument causal=True"),
+        ({"class_name": "SpatialDropout2D", "config": {"rate": 0.1, "noise_shape": [1, 1]}}, "no argument noise_shape"),
+    ],
+)
+def test_layers_of_another_meaning_are_refused(change: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(rescue.RescueError, match=words):
+        rescue.load(rewritten(tmp_path, lambda layers: layers.append(change)))
+
+
+def test_a_gru_from_before_there_was_a_choice_resets_before() -> None:
+    layer = Builder(Report("", ""), None, False).layer({"class_name": "GRU", "config": {"units": 3}})
+    assert not layer.reset_after
 
 
 @pytest.mark.parametrize("name", ["group", "instance", "filter_response", "filter_response_learned"])

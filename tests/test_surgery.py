@@ -24,11 +24,12 @@ from anynorm.cli.app import app  # noqa: E402
 @pytest.mark.parametrize("channels", [1, 2, 6, 7, 30, 64, 96])
 @pytest.mark.parametrize("wanted", [1, 5, 32, 1000])
 @pytest.mark.parametrize("positions", [None, 1, 2, 49])
-def test_the_group_number_is_the_nearest_divisor_that_leaves_something(channels, wanted, positions):
+def test_the_group_number_is_the_nearest_divisor_that_leaves_enough(channels, wanted, positions):
     found = groups_for(channels, wanted, positions)
-    allowed = [n for n in range(1, channels + 1) if channels % n == 0 and channels // n * (positions or 1) > 1]
+    least = 2 if positions is None else 8
+    allowed = [n for n in range(1, channels + 1) if channels % n == 0 and channels // n * (positions or 1) >= least]
     if not allowed:
-        assert found is None
+        assert found == (1 if channels * (positions or 1) > 2 else None)
         return
     assert found in allowed
     assert abs(found - wanted) == min(abs(n - wanted) for n in allowed)

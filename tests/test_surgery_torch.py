@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 
 import anynorm.surgery as S  # noqa: N812
 import anynorm.torch as A  # noqa: N812
-from anynorm.surgery.torch_norms import Stay
+from anynorm.surgery.torch_norms import stay
 
 
 def filled(model: Any) -> Any:
@@ -310,14 +310,22 @@ def test_swap_refuses_what_would_leave_nothing():
     model = filled(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1), nn.BatchNorm1d(1)))
     _, receipt = S.swap(model, "batch", "instance", probe=torch.randn(3, 4))
     assert receipt.rows == []
-    assert "nothing would be left" in reasons(receipt)["1"]
+    assert "nothing of the input would be left" in reasons(receipt)["1"]
     _, receipt = S.swap(model, "batch", "group", groups=8, probe=torch.randn(3, 4))
-    assert receipt.rows[0].note == "4 groups (asked: 8); each statistic is over 2 elements"
+    assert receipt.rows[0].note == "1 group (asked: 8); each statistic is over 8 elements"
     assert "nothing of the input would be left" in reasons(receipt)["3"]
     assert "one channel" in reasons(S.swap(model, "batch", "layer")[1])["3"]
     # Without an input, (n, c) and (n, c, l) cannot be told apart.
     assert "give probe=" in reasons(S.swap(model, "batch", "instance", probe=False)[1])["1"]
-    assert S.swap(model, "batch", "group", groups=8, probe=False)[0][1].num_groups == 4
+    assert S.swap(model, "batch", "group", groups=8, probe=False)[1].rows[0].note.endswith("over at least 8 elements")
+    # Two elements without their mean, over their deviation, are 1 and -1.
+    model, x = filled(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))), torch.randn(3, 4)
+    for target in ("group", "layer"):
+        assert "nothing but the sign" in reasons(S.swap(model, "batch", target, probe=x)[1])["1"]
+    _, receipt = S.swap(filled(nn.BatchNorm1d(6)), "batch", "instance", probe=torch.randn(3, 6, 2))
+    assert "nothing but the sign" in receipt.refused[0].reason
+    wide = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32)).eval()
+    assert S.swap(wide, "batch", "group")[0][1].num_groups == 4
 
 
 def test_swap_within_a_transformer():
@@ -370,7 +378,7 @@ def test_frozen_norms_stay_frozen():
         assert same(one, before)
         assert one[1].weight.grad is None
         assert one[2].weight.grad is not None
-    assert not any(isinstance(hook, Stay) for hook in model[1]._forward_pre_hooks.values())
+    assert not any(hook is stay for hook in model[1]._forward_pre_hooks.values())
     _, receipt = S.freeze(frozen, "batch")
     assert "already" in reasons(receipt)["1"]
     learning, undo = S.unfreeze(frozen)
@@ -378,7 +386,7 @@ def test_frozen_norms_stay_frozen():
     learning.train()(torch.randn(4, 3, 8, 8))
     assert learning[1].num_batches_tracked == 1
     refrozen, _ = S.revert(learning, undo)
-    assert any(isinstance(hook, Stay) for hook in refrozen[1]._forward_pre_hooks.values())
+    assert any(hook is stay for hook in refrozen[1]._forward_pre_hooks.values())
     back, _ = S.revert(*S.freeze(model, "batch"))
     assert [p.requires_grad for p in back[1].parameters()] == [True, False]
 

@@ -166,6 +166,23 @@ def ordinary() -> Any:
     return functional({}, IMAGE, build)
 
 
+def activations() -> Any:
+    """Those that Keras 3 calls otherwise, or calls another function so; Addons' gelu is written as Keras's by now."""
+    shrinks = (tfa.activations.hardshrink, tfa.activations.softshrink, tfa.activations.tanhshrink)
+    return keras.Sequential([
+        keras.Input((7, 4)),
+        layers.LSTM(5, recurrent_activation="hard_sigmoid", return_sequences=True),
+        layers.SpatialDropout1D(0.3),
+        layers.Bidirectional(
+            layers.GRU(3, recurrent_activation="hard_sigmoid", reset_after=False, use_bias=False, return_sequences=True)
+        ),
+        layers.Dense(4, activation="hard_sigmoid"),
+        *(layers.Dense(6, activation=shrink) for shrink in shrinks),
+        layers.Activation("hard_sigmoid"),
+        layers.Activation(tf.nn.log_softmax),
+    ])  # fmt: skip
+
+
 def recurrent() -> Any:
     """Addons's cell in an RNN layer, and Keras's own recurrent layers."""
     cell = tfa.rnn.LayerNormLSTMCell(5, norm_gamma_initializer="random_uniform")
@@ -231,6 +248,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "branches": branches,
     "cyclegan": cyclegan,
     "recurrent": recurrent,
+    "activations": activations,
 }
 
 

@@ -47,9 +47,13 @@ class Kernel:
         return ops.of(value).normalize(value, scale, None, None, spec, 0.0)[0]
 
     def lengths(self, value: Tensor) -> Tensor:
-        """The Euclidean norm of each output's weights."""
+        """The Euclidean norm of each output's weights, safe at both ends of the number range."""
         rest = tuple(i for i in range(len(self.variable.shape)) if i not in self.axes)
-        return keras.ops.sqrt(keras.ops.sum(keras.ops.square(value), axis=rest))
+        largest = keras.ops.max(keras.ops.abs(value), axis=rest, keepdims=True)
+        share = value / keras.ops.where(largest > 0, largest, keras.ops.ones_like(largest))
+        return keras.ops.sqrt(keras.ops.sum(keras.ops.square(share), axis=rest)) * keras.ops.reshape(
+            largest, self.outputs
+        )
 
 
 def value_of(variable: Any) -> Tensor:

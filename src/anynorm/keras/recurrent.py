@@ -189,13 +189,16 @@ class LayerNormGRUCell(Norms, keras.layers.GRUCell):
     def __init__(
         self,
         units: int,
+        activation: Any = "tanh",
+        recurrent_activation: Any = "sigmoid",
+        use_bias: bool = True,
         *,
         norm_gamma_initializer: Any = "ones",
         norm_beta_initializer: Any = "zeros",
         norm_epsilon: float = 1e-3,
         **kwargs: Any,
     ) -> None:
-        super().__init__(units, **{**kwargs, "reset_after": False})
+        super().__init__(units, activation, recurrent_activation, use_bias, **{**kwargs, "reset_after": False})
         if kwargs.get("reset_after", False):
             raise ValueError(f"{type(self).__name__} has one bias: leave reset_after out, it is applied after anyway")
         self.set_norms(norm_gamma_initializer, norm_beta_initializer, norm_epsilon)

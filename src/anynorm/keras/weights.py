@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import keras
@@ -65,8 +66,9 @@ class WeightNormalization(KernelWrapper):
     Args:
         layer: a dense, convolutional, recurrent or embedding layer.
         data_init: whether the first batch, of training or of an eager call, sets g and bias so that the outputs for
-            it, before the activation, have mean 0 and variance 1 (the paper's initialization). Recurrent layers are
-            left as they are, as the paper advises, and so is EinsumDense. A weight `initialized` remembers it.
+            it, before the activation, have mean 0 and variance 1 (the paper's initialization); a batch with one value
+            for each output warns. Recurrent layers are left as they are, as the paper advises, and so is EinsumDense. A
+            weight `initialized` remembers it.
         **kwargs: of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Returns:
@@ -172,6 +174,11 @@ class WeightNormalization(KernelWrapper):
             if activation is not None:
                 self.layer.activation = activation
         t = keras.ops.moveaxis(keras.ops.cast(t, self.g.dtype), channel_axis(self.layer), -1)
+        if math.prod(n or 0 for n in t.shape[:-1]) == 1:
+            words = (
+                f"{self.name} is initialized by a batch with one value for each output, so that g becomes 1e5: call "
+            )
+            warnings.warn(words + "the layer on a larger batch first, or make it with data_init=False", stacklevel=2)
         mean, variance = keras.ops.moments(t, tuple(range(len(t.shape) - 1)))
         std = keras.ops.sqrt(variance + 1e-10)
         if len(variables) > 1:

@@ -13,6 +13,9 @@ import keras
 import anynorm.keras as norms
 from anynorm.keras.base import SentenceLayer
 
+from .activations import activation
+from .errors import RescueError
+
 ORDINARY = frozenset((
     "Activation", "ActivityRegularization", "Add", "AdditiveAttention", "AlphaDropout", "Attention", "Average",
     "AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "Bidirectional", "CategoryEncoding", "CenterCrop",
@@ -22,8 +25,8 @@ ORDINARY = frozenset((
     "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalMaxPooling1D",
     "GlobalMaxPooling2D", "GlobalMaxPooling3D", "Identity", "InputLayer", "LSTM", "LSTMCell", "LeakyReLU",
     "Masking", "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "Maximum", "Minimum", "MultiHeadAttention",
-    "Multiply", "Normalization", "PReLU", "Permute", "RNN", "RandomBrightness", "RandomContrast", "RandomCrop",
-    "RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom", "ReLU", "RepeatVector", "Rescaling",
+    "Multiply", "Normalization", "PReLU", "Permute", "RNN", "RandomBrightness", "RandomContrast", "RandomFlip",
+    "RandomRotation", "RandomTranslation", "RandomZoom", "ReLU", "RepeatVector", "Rescaling",
     "Reshape", "Resizing", "SeparableConv1D", "SeparableConv2D", "SimpleRNN", "SimpleRNNCell", "Softmax",
     "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "StackedRNNCells", "Subtract", "TimeDistributed",
     "UnitNormalization", "UpSampling1D", "UpSampling2D", "UpSampling3D", "ZeroPadding1D", "ZeroPadding2D",
@@ -57,11 +60,13 @@ OURS: dict[str, type] = {
 # Arguments that Keras 3 lacks, and the values with which they change nothing; others are refused.
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "batch_input_shape": (),
+    "causal": (False, None),
     "fused": (None, True, False),
     "groups": (1, None),
     "implementation": (0, 1, 2),
     "input_length": (),
     "input_shape": (),
+    "noise_shape": (None,),
     "ragged": (False, None),
     "renorm": (False,),
     "rng_type": (),
@@ -94,6 +99,10 @@ def why_not(old: str) -> str:
     """Why there is no class for an old one."""
     if old == "Lambda":
         return "a Lambda layer is Python code in the file, which would be run; if you trust it, say unsafe (--unsafe)"
+    if old == "RandomCrop":
+        return (
+            "RandomCrop crops in the middle outside training, and Keras 3's does not then; use CenterCrop or Resizing"
+        )
     if old in ("TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer", "ClassMethod", "InstanceProperty"):
         return f"{old} is an operation of TensorFlow used as a layer; write it as a layer of Keras and save again"
     if old.startswith("Addons>"):
@@ -102,20 +111,33 @@ def why_not(old: str) -> str:
 
 
 def accepted(made: type) -> set[str]:
-    """The names of the arguments that a class takes, with those that it hands on to the classes it is made from."""
+    """The names of the arguments that a class takes, with those that it hands on to the class it is made from."""
     names: set[str] = set()
     for base in made.__mro__:
         parameters = inspect.signature(vars(base)["__init__"]).parameters if "__init__" in vars(base) else {}
         names |= {name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-        if base is keras.layers.Layer:
+        if base is keras.layers.Layer or (parameters and all(p.kind != p.VAR_KEYWORD for p in parameters.values())):
             break
     return names - {"self"}
 
 
 def changed(old: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The arguments as the new class takes them, and what became different, in words."""
+    """The arguments as the new class takes them, and what became different, in words.
+
+    Raises:
+        RescueError: an activation or a way of interpolation that Keras 3 has not.
+    """
     config, notes = dict(config), []
     short = old.rpartition(">")[2]
+    for key in ("activation", "recurrent_activation"):
+        if key in config:
+            config[key], note = activation(config[key])
+            notes += [note] if note and note not in notes else []
+    if short in ("Resizing", "UpSampling2D") and config.get("interpolation") in ("gaussian", "mitchellcubic"):
+        raise RescueError(f"Keras 3 does not interpolate by {config['interpolation']}")
+    if short in ("GRU", "GRUCell"):
+        # Before there was a choice, the reset gate came first; without a bias no shape would tell.
+        config.setdefault("reset_after", False)
     if short in ("SyncBatchNormalization", "BatchNormalization"):
         axis = config.get("axis")
         if isinstance(axis, list) and len(axis) == 1:

@@ -140,8 +140,6 @@ class Builder:
             return [self.layer(one) for one in value] if isinstance(value, list) else self.layer(value)
         if kind := parts.is_part(key):
             return parts.named(value, kind)
-        if key in ("activation", "recurrent_activation"):
-            return parts.activation(value)
         if key == "dtype":
             return parts.dtype(value)
         if key == "name":

@@ -1,4 +1,4 @@
-"""The parts of a layer's configuration that are not plain data: initializers and their like, types, activations.
+"""The parts of a layer's configuration that are not plain data: initializers and their like, and types.
 
 Nothing is looked up by a module's name that a file gives, and no function of a file's is called: a class has to be one
 that Keras itself has under that name and of the kind that is expected.
@@ -101,20 +101,6 @@ def _class_and_config(value: Any, what: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(config, dict):
         raise RescueError(f"the configuration of a {what} is {str(config)[:80]!r}")
     return value["class_name"], config
-
-
-def activation(value: Any) -> Any:
-    """An activation's name, if Keras has it; Keras 2 wrote a few as objects."""
-    if isinstance(value, dict):
-        value = value.get("config") if value.get("class_name") == "function" else value.get("class_name")
-    if value is None:
-        return None
-    name = str(value).removeprefix("Addons>")
-    if name.startswith("_") or not inspect.isfunction(getattr(keras.activations, name, None)) or name in (
-        "get", "serialize", "deserialize",
-    ):  # fmt: skip
-        raise RescueError(f'the activation "{name[:80]}" is none of Keras\'s')
-    return name
 
 
 def dtype(value: Any) -> str | None:

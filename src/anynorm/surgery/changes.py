@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .receipt import Receipt, first_line
-from .sides import finished, side_of
+from .proving import check_called, differs, finished, proved
+from .receipt import Receipt
+from .sides import side_of
 from .swapping import Wish
 
 
@@ -24,7 +25,8 @@ def swap(
         source: the kind of the norms: "batch", "group", "instance", "layer", "rms" or "any".
         target: what they become: any of these but "any". A norm of that kind already becomes anynorm's, the same.
         groups: how many groups group normalization is to have, 32 where nothing is said. Each norm takes the divisor
-            of its channels that is nearest, but none that leaves one element to a statistic; the receipt says which.
+            of its channels that is nearest and leaves 8 elements to a statistic, one group where none does, and stays
+            as it is where even that has only two, of which nothing but a sign would be left; the receipt says which.
         probe: an input of the model, to compare outputs on and to see how large the norms' inputs are: an array, a
             tuple of arguments, or a dictionary of named ones. None has one made from what the model says of its
             input, False has none.
@@ -35,11 +37,14 @@ def swap(
 
     Raises:
         TypeError: no model of Keras or torch.
-        ValueError: kinds that there are not; a model that cannot be rebuilt, such as a subclassed one of Keras; one
-            that does not run with its new norms, since it reads something that they have not. It then is as it was.
+        ValueError: kinds that there are not; a model of Keras that cannot be rebuilt, since it is of a class of its own
+            or, without `inplace`, has layers that another layer holds too; one that does not run with its new norms, or
+            does not call them. It then is as it was.
 
     What cannot be swapped is left and named in the receipt: subclasses of norms, norms inside layers of one's own,
-    statistics that would be over one element, norms with hooks.
+    statistics that would be over one element or two, norms with hooks, torch norms that an attribute or a list of a
+    module holds besides. Where layer or RMS normalization becomes group or instance normalization, statistics are over
+    all positions of a sample, later ones of a sequence too: a note says so.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 48, 3), torch.nn.BatchNorm2d(48))
@@ -51,7 +56,14 @@ def swap(
     measured, receipt = side.Probe(model, probe), Receipt(f"swap: {source} to {target}")
     receipt.before = side.numbers(model)
     changed = side.swap(model, wish, measured, receipt, inplace)
-    return changed, _proved(side, changed, measured, receipt, inplace)
+    proved(side, changed, measured, receipt, inplace)
+    check_called(side, changed, measured, receipt, inplace)
+    if source == target and groups is None and differs(receipt, side.coarsest(changed)):
+        receipt.notes.append(
+            "the same norms of anynorm should give the same outputs: either the old ones are inexact on this input, or "
+            "a layer of the model has numbers of its own that the copy lacks"
+        )
+    return changed, receipt
 
 
 def fold(model: Any, *, probe: Any = None, inplace: bool = False) -> tuple[Any, Receipt]:
@@ -91,7 +103,7 @@ def fold(model: Any, *, probe: Any = None, inplace: bool = False) -> tuple[Any, 
     measured, receipt = side.Probe(model, probe), Receipt("fold")
     receipt.before = side.numbers(model)
     changed = side.fold(model, measured, receipt, inplace)
-    return changed, _proved(side, changed, measured, receipt, inplace, side.coarsest(model))
+    return changed, proved(side, changed, measured, receipt, inplace, side.coarsest(model))
 
 
 def revert(model: Any, receipt: Receipt, *, probe: Any = None, inplace: bool = False) -> tuple[Any, Receipt]:
@@ -129,40 +141,3 @@ def revert(model: Any, receipt: Receipt, *, probe: Any = None, inplace: bool = F
         raise ValueError(f"the receipt is not of this model: it has no layer called {missing}") from missing
     back.before = before
     return changed, finished(side, changed, measured, back)
-
-
-def _proved(
-    side: Any, changed: Any, measured: Any, receipt: Receipt, inplace: bool, coarsest: float | None = None
-) -> Receipt:
-    """The receipt with what is measured; where the changed model fails or, with `coarsest`, differs, all is undone.
-
-    Args:
-        coarsest: the largest rounding unit in the model, where its outputs are to be the same but for rounding.
-    """
-    try:
-        finished(side, changed, measured, receipt)
-        wrong = coarsest is not None and _differs(receipt, coarsest)
-    except Exception as failed:  # whatever a model raises that its forward no longer fits
-        _undone(side, changed, receipt, inplace)
-        raise ValueError(
-            f"the changed model does not run: {first_line(failed)}. Its forward reads something that has changed; the "
-            "model is as it was"
-        ) from failed
-    if wrong:
-        _undone(side, changed, receipt, inplace)
-        raise ValueError(
-            f"the changed model gives other outputs, by {receipt.difference:.1e} where the largest is "
-            f"{receipt.largest:.1e}: something in it reads weights that have changed. The model is as it was"
-        )
-    return receipt
-
-
-def _differs(receipt: Receipt, coarsest: float) -> bool:
-    if receipt.difference is None or receipt.largest is None:
-        return False
-    return receipt.difference > max(1e-3, 64 * coarsest) * receipt.largest
-
-
-def _undone(side: Any, changed: Any, receipt: Receipt, inplace: bool) -> None:
-    if inplace:
-        side.revert(changed, receipt, True)

@@ -9,9 +9,10 @@ from ml_dtypes import finfo
 from . import keras_fold, keras_swap, keras_training
 from .data import Advance
 from .keras_facts import facts
-from .keras_graph import is_graph, layers, rebuilt
+from .keras_graph import is_graph, layers
 from .keras_norms import numbers
 from .keras_probe import Probe
+from .keras_rebuild import rebuilt
 from .receipt import Receipt
 from .swapping import Wish
 
@@ -21,24 +22,27 @@ weight_decay = keras_training.weight_decay
 
 
 def swap(model: Any, wish: Wish, probe: Probe, receipt: Receipt, inplace: bool) -> Any:
-    return _noted(model, keras_swap.swap(model, wish, probe.shapes, receipt, inplace), receipt)
+    compiled = _is_compiled(model)
+    return _noted(compiled, keras_swap.swap(model, wish, probe.shapes, receipt, inplace), receipt)
 
 
 def fold(model: Any, probe: Probe, receipt: Receipt, inplace: bool) -> Any:
-    return _noted(model, keras_fold.fold(model, receipt, inplace), receipt)
+    compiled = _is_compiled(model)
+    return _noted(compiled, keras_fold.fold(model, receipt, inplace), receipt)
 
 
 def freeze(model: Any, kind: str, frozen: bool, receipt: Receipt, inplace: bool) -> Any:
-    model = _own(model, inplace)
-    keras_training.freeze(model, kind, frozen, receipt)
-    if inplace and receipt.rows and getattr(model, "compiled", False):
+    made = _own(model, inplace)
+    keras_training.freeze(made, kind, frozen, receipt)
+    if inplace and receipt.rows and _is_compiled(made):
         receipt.notes.append("compile the model again, or its optimizer goes on with the flags as they were")
-    return model
+    return made if inplace else _noted(_is_compiled(model), made, receipt)
 
 
 def reestimate(model: Any, batches: Any, advance: Advance, receipt: Receipt, inplace: bool) -> tuple[Any, int | None]:
-    model = _own(model, inplace)
-    return model, keras_training.reestimate(model, batches, advance, receipt)
+    made = _own(model, inplace)
+    done = keras_training.reestimate(made, batches, advance, receipt)
+    return made if inplace else _noted(_is_compiled(model), made, receipt), done
 
 
 def revert(model: Any, receipt: Receipt, inplace: bool) -> tuple[Any, Receipt]:
@@ -57,15 +61,20 @@ def coarsest(model: Any) -> float:
 def _own(model: Any, inplace: bool) -> Any:
     if not inplace and not is_graph(model):
         raise ValueError(
-            f"{model.name} is a model of a class of its own, {type(model).__name__}, which cannot be copied layer by "
-            "layer; inplace=True changes it itself"
+            f"{model.name} is a model of a class of its own, {type(model).__name__}, or has weights of its own, and "
+            "cannot be copied layer by layer; inplace=True changes it itself"
         )
     return model if inplace else rebuilt(model, {})
 
 
-def _noted(model: Any, made: Any, receipt: Receipt) -> Any:
-    if getattr(made, "compiled", False):
+def _is_compiled(model: Any) -> bool:
+    return bool(getattr(model, "compiled", False))
+
+
+def _noted(compiled: bool, made: Any, receipt: Receipt) -> Any:
+    """Says what became of the compiling of a model that was made anew."""
+    if _is_compiled(made):
         receipt.notes.append("compiled anew from the old configuration; the optimizer begins afresh")
-    elif getattr(model, "compiled", False):
+    elif compiled:
         receipt.notes.append("not compiled, as the given model was: compile it")
     return made

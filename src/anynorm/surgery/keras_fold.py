@@ -12,8 +12,9 @@ from ..convert import keras as dialect
 from ..convert.norm import FIRST, LAST
 from .folding import Refused
 from .folding import fold as folded
-from .keras_graph import Saved, calls, check_graph, graphs, rebuilt
-from .keras_norms import describe, named, norms, numbers, why_not
+from .keras_graph import Saved, calls, check_graph, graphs, held_twice
+from .keras_norms import check_same, describe, named, norms, numbers, why_not
+from .keras_rebuild import rebuilt
 from .receipt import Receipt, Row
 
 _L = keras.layers
@@ -29,7 +30,7 @@ def fold(model: Any, receipt: Receipt, inplace: bool) -> Any:
     check_graph(model)
     graph = _Graph(model)
     replaced: dict[int, Saved | None] = {}
-    kept = {}
+    kept: dict[str, Any] = {}
     for name, norm, _, hidden in norms(model, "batch"):
         try:
             if reason := why_not(norm, hidden):
@@ -40,7 +41,8 @@ def fold(model: Any, receipt: Receipt, inplace: bool) -> Any:
             receipt.refuse(name, norm, str(refused))
             continue
         front_name = graph.names[id(front)]
-        kept[name] = (Saved.of(norm), front_name, Saved.of(front))
+        shapes = [tuple(w.shape) for w in made.weights]
+        kept[name] = (Saved.of(norm), front_name, Saved.of(front), describe(front), shapes)
         replaced |= {id(norm): None, id(front): made}
         before = numbers(front) + numbers(norm)
         after = sum(w.size for w in made.weights)
@@ -55,6 +57,7 @@ class _Graph:
 
     def __init__(self, model: Any) -> None:
         self.names = {id(layer): name for name, layer in reversed(named(model).items())}
+        self.held = held_twice(model)
         self.calls: Counter[int] = Counter()
         self.users: Counter[int] = Counter()
         self.makers: dict[int, Any] = {}
@@ -83,6 +86,8 @@ class _Graph:
             raise Refused(f"{front.name} ({describe(front)}), in front of it, is no convolution or dense layer")
         if self.calls[id(front)] != 1:
             raise Refused(f"{front.name}, in front of it, is used {self.calls[id(front)]} times")
+        if id(front) in self.held:
+            raise Refused(f"{front.name}, in front of it, is also in {self.held[id(front)][-1]}")
         if self.users[id(tensor)] != 1:
             raise Refused(f"the output of {front.name}, in front of it, is used {self.users[id(tensor)]} times")
         if front.activation is not keras.activations.linear:
@@ -127,7 +132,11 @@ def _undo(kept: dict[str, Any], model: Any, inplace: bool) -> tuple[Any, Receipt
     receipt, found = Receipt("revert: fold"), named(model)
     replaced: dict[int, Saved | None] = {}
     after = {}
-    for name, (norm, front_name, front) in kept.items():
+    for name, (_, front_name, _, was, shapes) in kept.items():
+        check_same(front_name, found[front_name], was, shapes)
+        if found.get(name, model) is not model:
+            raise ValueError(f"the receipt is not of this model: it has a layer called {name} already")
+    for name, (norm, front_name, front, _, _) in kept.items():
         layer = found[front_name]
         replaced[id(layer)], after[id(layer)] = front, norm
         number = sum(w.size for w in norm.weights)

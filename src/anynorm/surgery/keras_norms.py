@@ -18,13 +18,15 @@ def kind_of(layer: Any) -> str | None:
 
 
 def norms(model: Any, kind: str = "any") -> Iterator[tuple[str, Any, str, str | None]]:
-    """Name, layer, kind and, where it is hidden in a layer, that one's name; each norm once."""
+    """Name, layer, kind and, where a layer holds it, be it in the graph too, that one's name; each norm once."""
+    found = [(model.name, model, None), *layers(model)]
+    holders = {id(layer): hidden for _, layer, hidden in found if hidden is not None}
     seen: set[int] = set()
-    for name, layer, hidden in ((model.name, model, None), *layers(model)):
-        found = kind_of(layer)
-        if found is not None and kind in (found, "any") and id(layer) not in seen:
+    for name, layer, _ in found:
+        its = kind_of(layer)
+        if its is not None and kind in (its, "any") and id(layer) not in seen:
             seen.add(id(layer))
-            yield name, layer, found, hidden
+            yield name, layer, its, holders.get(id(layer))
 
 
 def why_not(layer: Any, hidden: str | None) -> str | None:
@@ -57,6 +59,21 @@ def describe(layer: Any) -> str:
     return name if package == "keras" else f"{package} {name}"
 
 
+def shapes_of(layer: Any) -> list[tuple[int, ...]]:
+    """Those of a layer's weights, by which it is known again."""
+    return [tuple(w.shape) for w in layer.weights]
+
+
+def check_same(name: str, layer: Any, was: str, shapes: list[tuple[int, ...]]) -> None:
+    """Raise where a layer is not the one that a receipt speaks of, as `describe` and `shapes_of` told it."""
+    there = (describe(layer), shapes_of(layer))
+    if there != (was, shapes):
+        raise ValueError(
+            f"the receipt is not of this model: {name} is {there[0]} with weights {there[1]}, and not {was} with "
+            f"{shapes}"
+        )
+
+
 def named(model: Any) -> dict[str, Any]:
-    """The layers by name."""
-    return {name: layer for name, layer, _ in layers(model)}
+    """The layers by name; a model that is one layer by its own."""
+    return {name: layer for name, layer, _ in ((model.name, model, None), *layers(model))}

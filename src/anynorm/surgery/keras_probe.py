@@ -10,6 +10,7 @@ import numpy as np
 from .keras_graph import inputs_of, is_graph
 from .keras_norms import input_shapes, norms
 from .keras_watch import watched
+from .proving import apart
 from .receipt import first_line
 
 # For a length that is open, and for the batch.
@@ -24,11 +25,13 @@ class Probe:
         shapes: of the inputs of each norm, by the layer's id; with a given input those that it leads to, else those
             that the graph says.
         outputs: the model's, or None where nothing could be run.
+        repeated: by how much they differ when the same model is run again.
     """
 
     def __init__(self, model: Any, given: Any) -> None:
         self.inputs: Any = None
         self.outputs: list[np.ndarray] | None = None
+        self.repeated = 0.0
         self.shapes: dict[int, list[tuple[int | None, ...]]] = input_shapes(model)
         if given is False:
             self.words = "not wanted"
@@ -40,13 +43,19 @@ class Probe:
                 self.outputs = self.run(model)
         else:
             self._make(model)
+        if self.outputs is not None:
+            self.repeated = apart(self.outputs, self.run(model) or [])
+
+    def uncalled(self, name: str) -> bool:
+        """Whether the last run did not reach a layer; a graph that was made anew calls all that is in it."""
+        return False
 
     def run(self, model: Any) -> list[np.ndarray] | None:
         """The model's outputs, flat, in float64; None without an input."""
         if self.inputs is None:
             return None
         outputs = keras.tree.flatten(model(self.inputs, training=False))
-        return [np.asarray(keras.ops.convert_to_numpy(y)).astype(np.float64) for y in outputs]
+        return [_wide(np.asarray(keras.ops.convert_to_numpy(y))) for y in outputs]
 
     def _make(self, model: Any) -> None:
         if not is_graph(model) or not getattr(model, "inputs", None):
@@ -60,6 +69,10 @@ class Probe:
             self.inputs, self.words = None, f"a random input does not run ({first_line(failed)}); give probe="
         else:
             self.words = f"random, {_written(self.inputs)}"
+
+
+def _wide(y: np.ndarray) -> np.ndarray:
+    return y.astype(np.complex128 if y.dtype.kind == "c" else np.float64)
 
 
 def _random(tensor: Any, rng: np.random.Generator) -> np.ndarray:

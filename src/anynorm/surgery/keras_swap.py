@@ -9,8 +9,9 @@ from typing import Any
 from ..catalogue import normalized_axes
 from ..convert import keras as dialect
 from .folding import Refused
-from .keras_graph import Saved, check_graph, rebuilt
-from .keras_norms import describe, named, norms, numbers, why_not
+from .keras_graph import Saved, check_graph
+from .keras_norms import check_same, describe, named, norms, numbers, why_not
+from .keras_rebuild import rebuilt
 from .receipt import Receipt, Row
 from .swapping import Wish, swapped
 
@@ -30,9 +31,11 @@ def swap(model: Any, wish: Wish, shapes: Shapes, receipt: Receipt, inplace: bool
         except Refused as refused:
             receipt.refuse(name, layer, str(refused))
             continue
-        replaced[id(layer)], kept[name] = new, Saved.of(layer)
-        after = sum(math.prod(w.shape) for w in new.weights)
-        receipt.rows.append(Row(name, describe(layer), f"anynorm {new.kind.__name__}", numbers(layer), after, note))
+        shapes_now = [tuple(w.shape) for w in new.weights]
+        became = f"anynorm {new.kind.__name__}"
+        replaced[id(layer)], kept[name] = new, (Saved.of(layer), became, shapes_now)
+        after = sum(map(math.prod, shapes_now))
+        receipt.rows.append(Row(name, describe(layer), became, numbers(layer), after, note))
     receipt.undo = partial(_undo, kept)
     return rebuilt(model, replaced, inplace=inplace)
 
@@ -73,10 +76,12 @@ def _positions(norm: Any, shapes: list[tuple[int | None, ...]]) -> int | None:
     return min(counts)
 
 
-def _undo(kept: dict[str, Saved], model: Any, inplace: bool) -> tuple[Any, Receipt]:
+def _undo(kept: dict[str, Any], model: Any, inplace: bool) -> tuple[Any, Receipt]:
     """The old norms in their places, with the values that they had when they were swapped."""
     receipt, found = Receipt("revert: swap"), named(model)
-    for name, saved in kept.items():
+    for name, (_, became, shapes) in kept.items():
+        check_same(name, found[name], became, shapes)
+    for name, (saved, _, _) in kept.items():
         before = sum(math.prod(w.shape) for w in saved.weights)
         receipt.rows.append(Row(name, describe(found[name]), saved.kind.__name__, numbers(found[name]), before))
-    return rebuilt(model, {id(found[name]): saved for name, saved in kept.items()}, inplace=inplace), receipt
+    return rebuilt(model, {id(found[name]): saved for name, (saved, _, _) in kept.items()}, inplace=inplace), receipt

@@ -9,23 +9,25 @@ import keras
 import numpy as np
 from ml_dtypes import finfo
 
-from ..keras import BatchNormalization
+from ..keras import TLU, BatchNormalization, ContribInstanceNormalization, FilterResponseNormalization
 from .data import Advance
-from .keras_graph import layers
-from .keras_norms import describe, kind_of, named, norms, numbers
+from .keras_norms import KNOWN, check_same, describe, named, norms, numbers, shapes_of
 from .keras_watch import watched
 from .moments import Moments, check_range
 from .receipt import Receipt, Row
 
+# Of these every parameter is one a channel, whatever its number of axes.
+_UNDECAYED = (*KNOWN, ContribInstanceNormalization, FilterResponseNormalization, TLU)
+
 
 def freeze(model: Any, kind: str, frozen: bool, receipt: Receipt) -> None:
     """Freeze or unfreeze in the model itself."""
-    kept = {}
+    kept: dict[str, Any] = {}
     for name, layer, _, _ in norms(model, kind):
         if layer.trainable is not frozen:
             receipt.refuse(name, layer, "it is so already")
             continue
-        kept[name] = layer.trainable
+        kept[name] = (describe(layer), shapes_of(layer), layer.trainable)
         layer.trainable = not frozen
         receipt.rows.append(_row(name, layer, "frozen" if frozen else "learning"))
     if not frozen and not model.trainable:
@@ -37,9 +39,11 @@ def _row(name: str, layer: Any, became: str, note: str = "") -> Row:
     return Row(name, describe(layer), became, numbers(layer), numbers(layer), note)
 
 
-def _undo_freeze(kept: dict[str, bool], model: Any, inplace: bool) -> tuple[Any, Receipt]:
+def _undo_freeze(kept: dict[str, Any], model: Any, inplace: bool) -> tuple[Any, Receipt]:
     receipt, found = Receipt("revert: freeze or unfreeze"), named(model)
-    for name, trainable in kept.items():
+    for name, (was, shapes, _) in kept.items():
+        check_same(name, found[name], was, shapes)
+    for name, (_, _, trainable) in kept.items():
         found[name].trainable = trainable
         receipt.rows.append(_row(name, found[name], "learning" if trainable else "frozen"))
     return model, receipt
@@ -89,7 +93,7 @@ def reestimate(model: Any, batches: Any, advance: Advance, receipt: Receipt) -> 
         if not np.any(one.count):
             receipt.refuse(name, layer, "no batch reached it")
             continue
-        moved[name] = kept[name]
+        moved[name] = (describe(layer), shapes_of(layer), kept[name])
         distance = float(np.abs(kept[name][0].astype(np.float64) - one.mean).max(initial=0))
         _assign(layer, one.mean, one.variance())
         note = f"over {int(np.max(one.count)):,} elements a channel; the mean moved by up to {distance:.2g}"
@@ -136,7 +140,9 @@ def _assign(layer: Any, mean: Any, variance: Any) -> None:
 
 def _undo_reestimate(kept: dict[str, Any], model: Any, inplace: bool) -> tuple[Any, Receipt]:
     receipt, found = Receipt("revert: reestimate"), named(model)
-    for name, statistics in kept.items():
+    for name, (was, shapes, _) in kept.items():
+        check_same(name, found[name], was, shapes)
+    for name, (_, _, statistics) in kept.items():
         _assign(found[name], *statistics)
         receipt.rows.append(_row(name, found[name], describe(found[name])))
     return model, receipt
@@ -145,8 +151,8 @@ def _undo_reestimate(kept: dict[str, Any], model: Any, inplace: bool) -> tuple[A
 def weight_decay(model: Any, decay: float, receipt: Receipt) -> list[Any]:
     """The variables that weight decay is not for."""
     excluded: dict[int, Any] = {}
-    for name, layer, _ in layers(model):
-        mine = layer.trainable_weights if kind_of(layer) else _own(layer)
+    for name, layer in named(model).items():
+        mine = layer.trainable_weights if isinstance(layer, _UNDECAYED) else _own(layer)
         mine = [w for w in mine if id(w) not in excluded]
         excluded |= {id(w): w for w in mine}
         if mine:

@@ -16,6 +16,8 @@ ANY = "any"
 GROUPS = 32
 # Below so many elements a statistic follows each of them closely.
 FEW = 16
+# Groups have so many elements where they can. Of two, less their mean and over their deviation, only a sign is left.
+ENOUGH, SIGNS = 8, 2
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,22 @@ def checked_kind(kind: str) -> str:
 
 
 def groups_for(channels: int, wanted: int, positions: int | None) -> int | None:
-    """The divisor of `channels` nearest to `wanted` that leaves more than one element to a statistic.
+    """The divisor of `channels` nearest to `wanted` that leaves a statistic at least 8 elements, or 1 where none does.
 
     Args:
-        positions: how many elements a channel has in one sample; None where nothing says it, which may be 1.
+        positions: how many elements a channel has in one sample; None for a number of them that is unknown but not 1,
+            so that two channels are enough.
 
     Returns:
-        The number, the smaller one of two that are equally near; None where there is none.
+        The number, the smaller one of two that are equally near; None where even one group has no more than 2 elements.
 
-    >>> groups_for(48, 32, 49), groups_for(32, 32, 1), groups_for(32, 32, None), groups_for(1, 32, 1)
-    (24, 16, 16, None)
+    >>> groups_for(48, 32, 49), groups_for(32, 32, 1), groups_for(32, 32, None), groups_for(6, 3, 1)
+    (24, 4, 16, 1)
     """
-    least = 1 if positions is not None and positions > 1 else 2
-    divisors = [n for n in range(1, channels + 1) if channels % n == 0 and channels // n >= least]
-    return min(divisors, key=lambda n: (abs(n - wanted), n), default=None)
+    each, least = (1, 2) if positions is None else (positions, ENOUGH)
+    divisors = [n for n in range(1, channels + 1) if channels % n == 0 and channels // n * each >= least]
+    alone = 1 if channels * each > SIGNS else None
+    return min(divisors, key=lambda n: (abs(n - wanted), n), default=alone)
 
 
 def swapped(norm: Norm, wish: Wish, positions: int | None, **fresh: Any) -> tuple[Norm, list[str]]:
@@ -88,16 +92,21 @@ def swapped(norm: Norm, wish: Wish, positions: int | None, **fresh: Any) -> tupl
         axes, shape = (norm.position,), (shape[axes.index(norm.position)],)
     elif not axes:
         raise Refused("nothing says which axes have its channels")
+    if norm.kind in ("layer", "rms") and target in ("group", "instance") and positions != 1:
+        notes.append(
+            "it saw each position by itself, and now all of a sample's (those behind axis 0) together: in a sequence "
+            "later ones too"
+        )
     known: dict[str, Any] = {"axes": axes, "shape": shape, "groups": None}
     if target == "group":
         channels = norm.features if shape == norm.shape else shape[0]
         wanted = wish.groups or (norm.groups if norm.kind == "group" else None) or GROUPS
-        known["groups"] = _groups(channels, wanted, positions, notes)
+        known["groups"] = _groups(channels, wanted, positions, norm.rank is None, notes)
     elif target == "instance":
-        _at_least_two(positions, "instance normalization has one statistic a channel and sample", notes)
+        _enough(positions, "instance normalization has one statistic a channel and sample", notes)
     elif target in ("layer", "rms"):
-        if int(np.prod(shape)) == 1:
-            raise Refused(f"{target} normalization over one channel would leave nothing of the input")
+        if (count := int(np.prod(shape))) <= (SIGNS if target == "layer" else 1):
+            raise Refused(f"{target} normalization over {_channels(count)} would leave {_left(count)}")
     elif positions == 1:
         notes.append("each channel has one element a sample: in training, use batches of many samples")
     if target != norm.kind:
@@ -109,25 +118,35 @@ def swapped(norm: Norm, wish: Wish, positions: int | None, **fresh: Any) -> tupl
     return replace(norm, kind=target, **known, **parameters), notes
 
 
-def _groups(channels: int, wanted: int, positions: int | None, notes: list[str]) -> int:
-    groups = groups_for(channels, wanted, positions)
+def _groups(channels: int, wanted: int, positions: int | None, any_rank: bool, notes: list[str]) -> int:
+    # Where nothing says the rank, there may be one position.
+    least = 1 if positions is None and any_rank else positions
+    groups = groups_for(channels, wanted, least)
     if groups is None:
         raise Refused(
-            f"{channels} channel{'s' * (channels != 1)} at one position, or at an unknown number of them, cannot be "
-            "normalized in groups: nothing of the input would be left"
+            f"{_channels(channels)} at one position, or at an unknown number of them, cannot be normalized in groups: "
+            f"{_left(channels)} would be left"
         )
-    count = None if positions is None else channels // groups * positions
+    count = None if least is None else channels // groups * least
     notes.append(f"{groups} group{'s' * (groups != 1)}" + (f" (asked: {wanted})" if groups != wanted else ""))
     if groups == channels > 1:
         notes.append("of one channel, an instance normalization")
     if count is not None and count < FEW:
-        notes.append(f"each statistic is over {count} elements")
+        notes.append(f"each statistic is over {'at least ' * (positions is None)}{count} elements")
     return groups
 
 
-def _at_least_two(positions: int | None, why: str, notes: list[str]) -> None:
-    if positions == 1:
-        raise Refused(f"{why}, and here that is one element, of which nothing would be left")
+def _channels(count: int) -> str:
+    return "one channel" if count == 1 else f"{count} channels"
+
+
+def _left(count: int) -> str:
+    return "nothing of the input" if count == 1 else "nothing but the sign of a difference"
+
+
+def _enough(positions: int | None, why: str, notes: list[str]) -> None:
+    if positions is not None and positions <= SIGNS:
+        raise Refused(f"{why}, over {positions} here: {_left(positions)} would be left")
     if positions is None:
         notes.append(f"{why}; how many elements those are is unknown here")
     elif positions < FEW:

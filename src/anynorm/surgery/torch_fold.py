@@ -15,9 +15,24 @@ from ..convert import torch as dialect
 from .folding import Folded, Refused
 from .folding import fold as folded
 from .receipt import Receipt, Row, first_line
-from .torch_norms import describe, hooks, is_unusual, kind_of, norms, numbers, put, shared, tensor_like, why_not
+from .torch_norms import (
+    check_same,
+    describe,
+    held_elsewhere,
+    hooks,
+    is_unusual,
+    kind_of,
+    norms,
+    numbers,
+    place_of,
+    put,
+    shapes_of,
+    shared,
+    tensor_like,
+    why_not,
+)
 from .torch_probe import Probe
-from .torch_swap import check_shapes
+from .torch_swap import settled
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -36,18 +51,24 @@ class _Tracer(fx.Tracer):
 def fold(model: nn.Module, probe: Probe, receipt: Receipt) -> nn.Module:
     """Fold in the model itself."""
     graph = _Graph(model, probe)
-    kept = {}
+    kept: dict[str, Any] = {}
+    elsewhere = held_elsewhere(model)
     for name, norm, _ in list(norms(model, "batch")):
         try:
+            if norm is model:
+                raise Refused("it is the whole model, and no layer is in front of it")
+            if id(norm) in elsewhere:
+                raise Refused(f"{elsewhere[id(norm)]} holds it too, and would keep it")
             front_name, front = graph.front(norm)
             made, note = _folded(norm, front, probe.shapes.get(name, [])), graph.note(norm)
         except Refused as refused:
             receipt.refuse(name, norm, str(refused))
             continue
-        kept[name] = (norm, front_name, front.weight.detach().clone(), _clone(front.bias))
+        was = (front.weight.detach().clone(), _clone(front.bias))
         before = numbers(front) + numbers(norm)
         _fill(front, made)
-        put(model, norm, nn.Identity())
+        kept[name] = (norm, front_name, was, describe(front), shapes_of(front), place_of(front))
+        put(model, norm, nn.Identity().train(norm.training))
         if isinstance(front, nn.Linear) and probe.guessed_rank:
             note = "for inputs of shape (n, c); give probe= for others"
         became = f"in {front_name} ({describe(front)})"
@@ -186,12 +207,13 @@ def _undo(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple[nn.Mod
     """The norms back in their places, and weight and bias in front as they were before folding."""
     receipt = Receipt("revert: fold")
     found: dict[str, Any] = dict(model.named_modules())
-    for name, (_, front_name, weight, _) in kept.items():
-        check_shapes(found[front_name], {"weight": weight})
-        if not isinstance(found[name], nn.Identity):
-            raise ValueError(f"the receipt is not of this model: {name} is {describe(found[name])}, and not Identity")
-    for name, (norm, front_name, weight, bias) in kept.items():
-        front, norm = found[front_name], copy.deepcopy(norm)
+    for name, (_, front_name, _, front_was, shapes, _) in kept.items():
+        check_same(front_name, found[front_name], front_was, shapes)
+        check_same(name, found[name], "Identity", {})
+    for name, (norm, front_name, (weight, bias), _, _, then) in copy.deepcopy(kept).items():
+        front = found[front_name]
+        settled(norm, then, front)
+        norm.train(found[name].training)
         with torch.no_grad():
             front.weight.copy_(weight)
             if bias is None:

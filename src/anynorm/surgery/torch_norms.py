@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -52,29 +52,23 @@ def is_unusual(module: nn.Module) -> bool:
     return parametrize.is_parametrized(module) or any(name not in module._parameters for name in names)
 
 
-class Stay:
+def stay(self: nn.Module, input: tuple[torch.Tensor]) -> None:
     """Before a frozen norm's forward: whatever `train` said, the running statistics are used and stay.
 
-    Attributes:
-        changed: whether the norm was in training once.
+    A function, and one that torch.jit.script can read; what it has to remember, the norm has.
     """
-
-    def __init__(self) -> None:
-        self.changed = False
-
-    def __call__(self, module: nn.Module, inputs: Any) -> None:
-        self.changed |= module.training
-        module.training = False
+    self.was_training = self.was_training or self.training
+    self.training = False
 
 
 def hooks(module: nn.Module) -> list[Any]:
     """Those of a module, but for what freezing puts there."""
     kinds = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return [hook for kind in kinds for hook in kind.values() if not isinstance(hook, Stay)]
+    return [hook for kind in kinds for hook in kind.values() if hook is not stay]
 
 
 def is_frozen(module: nn.Module) -> bool:
-    return any(isinstance(hook, Stay) for hook in module._forward_pre_hooks.values())
+    return any(hook is stay for hook in module._forward_pre_hooks.values())
 
 
 def put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -83,6 +77,31 @@ def put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for name, child in list(parent._modules.items()):
             if child is old:
                 setattr(parent, name, new)
+
+
+def held_elsewhere(model: nn.Module) -> dict[int, str]:
+    """Which modules an attribute, a list or a dictionary of the model's holds besides, by their ids, and what does.
+
+    `put` does not reach those, and a forward that calls them there would go on with the old module.
+    """
+    registered = {id(module) for module in model.modules()}
+    found: dict[int, str] = {}
+
+    def look(value: Any, place: str) -> None:
+        if isinstance(value, nn.Module):
+            inside = [value] if id(value) in registered else value.modules()
+            found.update({id(module): place for module in inside})
+        elif isinstance(value, Mapping):
+            look(list(value.values()), place)
+        elif isinstance(value, list | tuple | set | frozenset):
+            for one in value:
+                look(one, place)
+
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key != "_modules":
+                look(value, f"{name}.{key}".lstrip("."))
+    return found
 
 
 def numbers(module: nn.Module) -> int:
@@ -105,6 +124,32 @@ def shared(model: nn.Module) -> set[int]:
             if tensor is not None:
                 owners[id(tensor)] = owners.get(id(tensor), 0) + 1
     return {key for key, number in owners.items() if number > 1}
+
+
+def place_of(*modules: nn.Module) -> tuple[torch.device, torch.dtype] | None:
+    """Device and type of the first floating-point tensor that the modules have."""
+    tensors = (t for module in modules for t in (*module.parameters(), *module.buffers()))
+    return next(((t.device, t.dtype) for t in tensors if t.is_floating_point()), None)
+
+
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Those of a module's own parameters and buffers, by which it is known again."""
+    tensors = {**module._parameters, **module._buffers}
+    return {name: tuple(t.shape) for name, t in tensors.items() if t is not None}
+
+
+def check_same(name: str, module: Any, was: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise where a module is not the one that a receipt speaks of, as `describe` and `shapes_of` told it."""
+    if describe(module) != was:
+        raise ValueError(f"the receipt is not of this model: {name} is {describe(module)}, and not {was}")
+    if shapes_of(module) != shapes:
+        raise ValueError(
+            f"the receipt is not of this model: {name} has {_written(shapes_of(module))}, and not {_written(shapes)}"
+        )
+
+
+def _written(shapes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "no parameters"
 
 
 def tensor_like(values: Any, like: torch.Tensor) -> torch.Tensor:

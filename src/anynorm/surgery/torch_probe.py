@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
+from .proving import apart
 from .torch_norms import kind_of
 
 # Edges of the image that a probe is guessed to be: the first that runs through.
@@ -25,7 +26,9 @@ class Probe:
         inputs: the positional and named arguments of the forward, or None where there is no input.
         words: what the input is, or why there is none.
         shapes: of the inputs of each norm, by its name.
-        calls: how often each module was called, by its name.
+        outputs: the model's, or None where nothing could be run.
+        repeated: by how much they differ when the same model is run again.
+        calls: how often the model called each module, by its name.
         guessed_rank: whether how many dimensions the input has is a mere guess.
     """
 
@@ -36,6 +39,8 @@ class Probe:
         self.guessed_rank = False
         self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self.outputs: list[np.ndarray] | None = None
+        self.repeated = 0.0
+        self._last_calls: Counter[str] = Counter()
         if given is False:
             self.words = "not wanted"
         elif given is not None:
@@ -45,31 +50,45 @@ class Probe:
         else:
             self.words = "none could be guessed; give probe="
             self._guess(model)
+        if self.outputs is not None:
+            self.repeated = apart(self.outputs, self.run(model) or [])
 
     def run(self, model: nn.Module) -> list[np.ndarray] | None:
-        """The model's outputs, flat, in float64; None without an input."""
+        """The model's outputs, flat, as wide as they come; None without an input."""
+        return self._run(model, {})
+
+    def uncalled(self, name: str) -> bool:
+        """Whether the last run did not call the module of this name."""
+        return self.inputs is not None and not self._last_calls[name]
+
+    def _run(self, model: nn.Module, shapes: dict[str, list[tuple[int, ...]]]) -> list[np.ndarray] | None:
         if self.inputs is None:
             return None
-        with evaluating(model), torch.no_grad():
-            leaves = _pytree.tree_leaves(model(*self.inputs[0], **self.inputs[1]))
-        return [leaf.detach().cpu().double().numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
-
-    def _first_run(self, model: nn.Module) -> list[np.ndarray] | None:
-        self._forget()
+        self._last_calls.clear()
         handles = []
         for name, module in model.named_modules():
 
             def look(module: nn.Module, inputs: Any, name: str = name) -> None:
-                self.calls[name] += 1
+                self._last_calls[name] += 1
                 if kind_of(module) is not None and inputs:
-                    self.shapes.setdefault(name, []).append(tuple(inputs[0].shape))
+                    shapes.setdefault(name, []).append(tuple(inputs[0].shape))
 
             handles.append(module.register_forward_pre_hook(look))
+        # Copies, for a forward may change its input.
+        positional, named = _pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, self.inputs)
         try:
-            return self.run(model)
+            with undisturbed(model), evaluating(model), torch.no_grad():
+                leaves = _pytree.tree_leaves(model(*positional, **named))
         finally:
             for handle in handles:
                 handle.remove()
+        return [_wide(leaf.detach().cpu()) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    def _first_run(self, model: nn.Module) -> list[np.ndarray] | None:
+        self._forget()
+        outputs = self._run(model, self.shapes)
+        self.calls = self._last_calls.copy()
+        return outputs
 
     def _guess(self, model: nn.Module) -> None:
         for shape in _guesses(model):
@@ -88,6 +107,10 @@ class Probe:
     def _forget(self) -> None:
         self.shapes.clear()
         self.calls.clear()
+
+
+def _wide(y: torch.Tensor) -> np.ndarray:
+    return y.to(torch.complex128 if y.is_complex() else torch.float64).numpy()
 
 
 def _check(model: nn.Module) -> None:
@@ -141,3 +164,28 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Afterwards each module has the attributes and buffers that it had: a forward may count, or keep what it saw."""
+    kept = [
+        (module, dict(vars(module)), dict(module._buffers), {key: _clone(b) for key, b in module._buffers.items()})
+        for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes, buffers, values in kept:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+            for key, buffer in buffers.items():
+                if buffer is not None and not torch.equal(buffer, values[key]):
+                    with torch.no_grad():
+                        buffer.copy_(values[key])
+
+
+def _clone(buffer: torch.Tensor | None) -> Any:
+    return None if buffer is None else buffer.detach().clone()

@@ -17,26 +17,41 @@ from ..torch.replace import call_norms, replace_norms
 from .folding import Refused
 from .receipt import Receipt, Row
 from .swapping import Wish, swapped
-from .torch_norms import describe, norms, numbers, put, tensor_like, why_not
+from .torch_norms import (
+    check_same,
+    describe,
+    held_elsewhere,
+    norms,
+    numbers,
+    place_of,
+    put,
+    shapes_of,
+    tensor_like,
+    why_not,
+)
 from .torch_probe import Probe
 
 
 def swap(model: nn.Module, wish: Wish, probe: Probe, receipt: Receipt) -> nn.Module:
     """Swap in the model itself; it is returned, or what took its place."""
-    kept = {}
+    kept: dict[str, Any] = {}
     swapped: list[nn.Module] = []
+    elsewhere = held_elsewhere(model)
     # A linear layer takes any rank, so that the one guessed from it says nothing.
     shapes = {} if probe.guessed_rank else probe.shapes
     for name, module, kind in list(norms(model, wish.source)):
         was = numbers(module)
         try:
+            if id(module) in elsewhere:
+                raise Refused(f"{elsewhere[id(module)]} holds it too, and would keep it")
+            if kind in ("layer", "rms") and wish.target in ("group", "instance"):
+                _check_batch_first(model, name)
             new, note = _made(module, kind, wish, shapes.get(name, []))
         except Refused as refused:
             receipt.refuse(name, module, str(refused))
             continue
         receipt.rows.append(Row(name, describe(module), describe(new), was, numbers(new), note))
-        # A copy, since the new norm has the old one's parameters and trains them.
-        kept[name] = (copy.deepcopy(module), describe(new))
+        kept[name] = (module, describe(new), shapes_of(new), place_of(new, model))
         swapped.append(new)
         if module is model:
             model = new
@@ -44,8 +59,20 @@ def swap(model: nn.Module, wish: Wish, probe: Probe, receipt: Receipt) -> nn.Mod
     fused = call_norms(model, swapped)
     if fused:
         receipt.notes.append(f"torch's fused inference, which does not call norms, is off in {', '.join(fused)}")
-    receipt.undo = partial(_undo, kept, fused)
+    # Copies, since the new norms have the old ones' parameters and train them; all at once, so that what norms share
+    # they share there too.
+    receipt.undo = partial(_undo, copy.deepcopy(kept), fused)
     return model
+
+
+def _check_batch_first(model: nn.Module, name: str) -> None:
+    """Raise for a norm beside layers that take sequences as (length, batch, channels)."""
+    above = model.get_submodule(name.rpartition(".")[0])
+    if any(getattr(module, "batch_first", True) is False for module in above.modules()):
+        raise Refused(
+            "beside it are layers with batch_first=False: over the positions of an input (length, batch, channels) "
+            "statistics would mix samples"
+        )
 
 
 def _made(module: Any, kind: str, wish: Wish, shapes: list[tuple[int, ...]]) -> tuple[nn.Module, str]:
@@ -81,7 +108,7 @@ def _with_rank(norm: Norm, target: str, rank: int | None, was: str) -> Norm:
     needs = norm.axes != (FIRST,) or target in ("batch", "instance")
     if needs and target not in ("layer", "rms") and (norm.rank is None or was.endswith("1d")):
         raise Refused("how many dimensions its input has is unknown here; give probe=")
-    return norm
+    return replace(norm, rank=None) if was.endswith("1d") else norm
 
 
 def _positions(norm: Norm, shapes: list[tuple[int, ...]]) -> int | None:
@@ -112,13 +139,14 @@ def _undo(
     """The old norms in their places, with the values that they had when they were swapped."""
     receipt = Receipt("revert: swap")
     found: dict[str, Any] = dict(model.named_modules())
-    for name, (_, became) in kept.items():
-        if describe(found[name]) != became:
-            raise ValueError(f"the receipt is not of this model: {name} is {describe(found[name])}, and not {became}")
+    for name, (_, became, shapes, _) in kept.items():
+        check_same(name, found[name], became, shapes)
     for name, settings in fused.items():
         vars(found[name]).update(settings)
-    for name, (old, _) in kept.items():
-        new, old = found[name], copy.deepcopy(old)
+    for name, (old, _, _, then) in copy.deepcopy(kept).items():
+        new = found[name]
+        settled(old, then, new, model)
+        old.train(new.training)
         receipt.rows.append(Row(name, describe(new), describe(old), numbers(new), numbers(old)))
         if new is model:
             model = old
@@ -126,20 +154,15 @@ def _undo(
     return model, receipt
 
 
+def settled(old: nn.Module, then: Any, *now: nn.Module) -> None:
+    """Move a kept norm to the device and the type to which its place, `then`, went in the meantime."""
+    place = place_of(*now)
+    if place is not None and place != then:
+        old.to(*place)
+
+
 def restored(module: nn.Module, values: dict[str, torch.Tensor]) -> None:
     """Parameters and buffers back to kept values, in place."""
-    check_shapes(module, values)
     with torch.no_grad():
         for name, value in values.items():
             getattr(module, name).copy_(tensor_like(value, getattr(module, name)))
-
-
-def check_shapes(module: nn.Module, values: dict[str, torch.Tensor]) -> None:
-    """Raise where kept values are of another module's shape."""
-    for name, value in values.items():
-        there = tuple(getattr(module, name).shape)
-        if there != tuple(value.shape):
-            raise ValueError(
-                f"the receipt is not of this model: {name} of a {describe(module)} has the shape {there}, and "
-                f"{tuple(value.shape)} is kept"
-            )

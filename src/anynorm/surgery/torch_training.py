@@ -13,9 +13,9 @@ from ..ops import moments
 from .data import Advance
 from .moments import Moments, check_range
 from .receipt import Receipt, Row
-from .torch_norms import Stay, describe, is_frozen, kind_of, norms, numbers
+from .torch_norms import check_same, describe, is_frozen, kind_of, norms, numbers, shapes_of, stay
 from .torch_probe import arguments, evaluating
-from .torch_swap import check_shapes, restored
+from .torch_swap import restored
 
 _BATCH = CATALOGUE["batch"].spec(channels_first=True).text
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -30,7 +30,7 @@ def freeze(model: nn.Module, kind: str, frozen: bool, receipt: Receipt) -> None:
         if _state(module) == state:
             receipt.refuse(name, module, "it is so already")
             continue
-        kept[name] = state
+        kept[name] = (describe(module), shapes_of(module), state)
         became = "frozen" if frozen else "learning"
         receipt.rows.append(Row(name, describe(module), became, numbers(module), numbers(module)))
     receipt.undo = partial(_undo_freeze, kept)
@@ -52,19 +52,23 @@ def _freeze(module: Any, parameters: list[bool], statistics: bool, training: boo
     if statistics == is_frozen(module) or getattr(module, "running_mean", None) is None:
         return
     if statistics:
-        module.register_forward_pre_hook(Stay())
+        module.was_training = False
+        module.register_forward_pre_hook(stay)
         return
     for key, hook in list(module._forward_pre_hooks.items()):
-        if isinstance(hook, Stay):
+        if hook is stay:
             del module._forward_pre_hooks[key]
             # Only what the hook did: a norm may have been in evaluation by itself.
-            module.training = module.training or (hook.changed and training)
+            module.training = module.training or (module.was_training and training)
+            del module.was_training
 
 
 def _undo_freeze(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple[nn.Module, Receipt]:
     receipt = Receipt("revert: freeze or unfreeze")
     found = dict(model.named_modules())
-    for name, (statistics, parameters) in kept.items():
+    for name, (was, shapes, _) in kept.items():
+        check_same(name, found[name], was, shapes)
+    for name, (_, _, (statistics, parameters)) in kept.items():
         module = found[name]
         _freeze(module, parameters, statistics, _above(model, name).training)
         words = "frozen" if statistics or any(parameters) else "learning"
@@ -111,7 +115,10 @@ def reestimate(model: nn.Module, batches: Any, advance: Advance, receipt: Receip
                 restored(module, kept[name])
     if done:
         _settle(found, seen, done, receipt)
-        receipt.undo = partial(_undo_reestimate, {row.name: kept[row.name] for row in receipt.rows})
+        changed = {row.name: found[row.name] for row in receipt.rows}
+        receipt.undo = partial(
+            _undo_reestimate, {name: (describe(m), shapes_of(m), kept[name]) for name, m in changed.items()}
+        )
     return done
 
 
@@ -158,9 +165,9 @@ def _settle(found: dict[str, Any], seen: dict[str, Moments], done: int, receipt:
 def _undo_reestimate(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple[nn.Module, Receipt]:
     receipt = Receipt("revert: reestimate")
     found = dict(model.named_modules())
-    for name, values in kept.items():
-        check_shapes(found[name], values)
-    for name, values in kept.items():
+    for name, (was, shapes, _) in kept.items():
+        check_same(name, found[name], was, shapes)
+    for name, (_, _, values) in kept.items():
         module = found[name]
         restored(module, values)
         receipt.rows.append(Row(name, describe(module), describe(module), numbers(module), numbers(module)))

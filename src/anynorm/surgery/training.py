@@ -7,8 +7,9 @@ from typing import Any
 
 from .data import batches as batches_of
 from .data import shown
+from .proving import finished, proved
 from .receipt import Receipt
-from .sides import finished, side_of
+from .sides import side_of
 from .swapping import ANY, checked_kind
 
 
@@ -59,7 +60,7 @@ def _frozen(model: Any, kind: str, frozen: bool, probe: Any, inplace: bool) -> t
     side, receipt = side_of(model), Receipt(f"{'freeze' if frozen else 'unfreeze'}: {checked_kind(kind)}")
     measured, receipt.before = side.Probe(model, probe), side.numbers(model)
     changed = side.freeze(model, kind, frozen, receipt, inplace)
-    return changed, finished(side, changed, measured, receipt)
+    return changed, proved(side, changed, measured, receipt, inplace, side.coarsest(model))
 
 
 def reestimate(

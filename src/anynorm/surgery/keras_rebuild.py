@@ -1,0 +1,206 @@
+"""The graph of a Keras model made anew with other layers in it, and copies of layers."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import keras
+import numpy as np
+
+from .keras_graph import Saved, check_copy, check_graph, inputs_of, is_graph, layers
+
+
+class _Through:
+    """What stands for a layer that is left out."""
+
+
+class Rebuild:
+    """A model's graph made anew.
+
+    Args:
+        replaced: what comes in the place of a layer, by the layer's id; None leaves it out.
+        after: what is called on the output of a layer.
+        reuse: whether the other layers are the same objects in the new graph, or copies.
+    """
+
+    def __init__(
+        self, replaced: dict[int, Saved | None], after: dict[int, Saved] | None = None, *, reuse: bool = False
+    ) -> None:
+        self._replaced, self._after, self._reuse = replaced, after or {}, reuse
+        self._made: dict[int, Any] = {}
+        self._copies: list[tuple[Any, Any]] = []
+        self._filled: list[tuple[Any, Saved]] = []
+        self._followers: dict[int, Any] = {}
+
+    def of(self, model: Any) -> Any:
+        """The new model, with the old one's weights, flags and names."""
+        new = self._model(model)
+        for old, copy in [] if self._reuse else [(model, new), *self._copies]:
+            _take_over(old, copy)
+        for layer, saved in self._filled:
+            layer.set_weights([np.array(w) for w in saved.weights])
+            layer.trainable = saved.config.get("trainable", True)
+        return new
+
+    def _model(self, model: Any) -> Any:
+        if isinstance(model, keras.Sequential):
+            return self._sequential(model)
+        words = {"clone_function": self._layer, "call_function": self._call}
+        with _not_compiled(model):
+            new = keras.models.clone_model(model, keras.tree.map_structure(_input_like, inputs_of(model)), **words)
+        _compile(new, compiling_of(model))
+        return new
+
+    def _sequential(self, model: Any) -> Any:
+        # Made as the graph of its layers would be, Sequential being the only class that takes no call function.
+        made: list[Any] = [_input_like(model.inputs[0])]
+        for layer in model.layers:
+            new = self._layer(layer)
+            made += [] if isinstance(new, _Through) else [new]
+            made += [self._followers[id(new)]] if id(new) in self._followers else []
+        new = type(model)(made, name=model.name)
+        _compile(new, compiling_of(model))
+        return new
+
+    def _layer(self, layer: Any) -> Any:
+        if id(layer) not in self._made:
+            self._made[id(layer)] = new = self._new(layer)
+            if id(layer) in self._after:
+                self._followers[id(new)] = self._fresh(self._after[id(layer)])
+        return self._made[id(layer)]
+
+    def _new(self, layer: Any) -> Any:
+        if id(layer) in self._replaced:
+            saved = self._replaced[id(layer)]
+            return _Through() if saved is None else self._fresh(saved)
+        if is_graph(layer):
+            changed = {*self._replaced, *self._after}
+            if self._reuse and not any(id(inner) in changed for _, inner, _ in layers(layer)):
+                return layer
+            new = self._model(layer)
+            # Flags of a model reach all that is in it, so those of what is in it come later.
+            self._copies.insert(0, (layer, new))
+            return new
+        if self._reuse:
+            return layer
+        try:
+            new = _again(layer)
+        except Exception as failed:  # whatever a layer of one's own raises
+            raise ValueError(f"the layer {layer.name} cannot be made anew from its configuration: {failed}") from failed
+        if isinstance(layer, keras.Layer):
+            self._copies.append((layer, new))
+        return new
+
+    def _fresh(self, saved: Saved) -> Any:
+        layer = saved.layer()
+        self._filled.append((layer, saved))
+        return layer
+
+    def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(layer, _Through):
+            return args[0] if args else next(iter(kwargs.values()))
+        if any(layer is fresh for fresh, _ in self._filled):
+            # Whether it takes a mask, and knows of training, differs from the layer that it takes the place of.
+            known = inspect.signature(layer.call).parameters
+            kwargs = {name: value for name, value in kwargs.items() if name in known}
+        y = layer(*args, **kwargs)
+        return self._followers[id(layer)](y) if id(layer) in self._followers else y
+
+
+def _again(layer: Any) -> Any:
+    """A layer of the same configuration."""
+    if not isinstance(layer, keras.layers.Lambda):
+        return layer.__class__.from_config(layer.get_config())
+    # Its function is at hand: from a configuration Keras would not run it, and it would have lost its names.
+    base = {name: value for name, value in layer.get_config().items() if name in ("name", "trainable", "dtype")}
+    words = {"output_shape": layer._output_shape, "mask": layer.mask, "arguments": layer.arguments}
+    return type(layer)(layer.function, **words, **base)
+
+
+def _input_like(tensor: Any) -> Any:
+    """An input by the same name; of its own accord Keras would take the tensor's, which is another."""
+    layer = tensor._keras_history.operation
+    shape, optional = tensor.shape, getattr(layer, "optional", False)
+    return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=layer.name, sparse=tensor.sparse, optional=optional)
+
+
+def _take_over(old: Any, new: Any) -> None:
+    """Flags and values of a layer, of what is in it too; the layers of a model have theirs by themselves, later."""
+    if is_graph(old):
+        # Of a model True would reach all that is in it, frozen or not.
+        if not old.trainable:
+            new.trainable = False
+        return
+    if len(old.variables) != len(new.variables):
+        raise ValueError(
+            f"the layer {old.name} has {len(old.variables)} weights, and made anew from its configuration "
+            f"{len(new.variables)}; inplace=True changes the model itself"
+        )
+    for one, other in zip(old.variables, new.variables, strict=True):
+        other.assign(_copied(one))
+    for one, other in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
+        other.trainable = one.trainable
+        if hasattr(one, "finalize_state") and one.built:
+            # What a layer works out from its weights, such as the mean and variance that Normalization takes.
+            other.finalize_state()
+
+
+def _copied(values: Any) -> np.ndarray:
+    """An array of its own: JAX's would be shared, and training one model deletes what it has used up."""
+    return np.array(keras.ops.convert_to_numpy(values))
+
+
+@contextmanager
+def _not_compiled(model: Any) -> Iterator[None]:
+    """Keep Keras from compiling a clone, where it raises if it does not know the loss."""
+    compiled = model.compiled
+    model.compiled = False
+    try:
+        yield
+    finally:
+        model.compiled = compiled
+
+
+def compiling_of(model: Any) -> dict[str, Any] | None:
+    """The configuration to compile another model like this one, None where it is not compiled."""
+    with warnings.catch_warnings():
+        # A loss that is a lambda is unsafe to read from a file; this goes to none.
+        warnings.simplefilter("ignore")
+        return model.get_compile_config() if model.compiled else None
+
+
+def _compile(model: Any, config: dict[str, Any] | None) -> None:
+    """Compile as far as Keras can: what it cannot make from a configuration, such as a lambda, leaves it undone."""
+    with suppress(Exception):
+        if config is not None:
+            model.compile_from_config(config)
+
+
+def rebuilt(
+    model: Any, replaced: dict[int, Saved | None], after: dict[int, Saved] | None = None, inplace: bool = False
+) -> Any:
+    """The model with other layers in it: a new one, or the given one with its graph made anew."""
+    check_graph(model)
+    if not inplace:
+        check_copy(model)
+    new = Rebuild(replaced, after, reuse=inplace).of(model)
+    if not inplace:
+        return new
+    flags = [(layer, layer.trainable) for _, layer, _ in layers(new)]
+    trainable, config = model.trainable, compiling_of(model)
+    # Without it the model would go on counting the layers that it had.
+    object.__delattr__(model, "_tracker")
+    if isinstance(model, keras.Sequential):
+        model.__init__([new.inputs[0], *new.layers], name=model.name)
+    else:
+        model.__init__(new.input, new.output, name=model.name)
+    if not trainable:
+        model.trainable = False
+        for layer, flag in flags:
+            layer.trainable = flag
+    _compile(model, config)
+    return model

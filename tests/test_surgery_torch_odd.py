@@ -1,0 +1,245 @@
+"""Surgery on torch models that hold, share, move or return things in ways of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from test_surgery_torch import filled, reasons, same, state
+from torch import nn
+
+import anynorm.surgery as S  # noqa: N812
+import anynorm.torch as A  # noqa: N812
+
+
+class Pair(nn.Module):
+    """A convolution and a norm, for a forward to do with them what it likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.n = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.n(self.c(x))
+
+
+class Listed(Pair):
+    def __init__(self, hold: Any) -> None:
+        super().__init__()
+        self.held = hold(self.c, self.n)
+
+    def forward(self, x: torch.Tensor, more: float = 0.0) -> torch.Tensor:
+        return self.held[1](self.held[0](x)) + more
+
+
+@pytest.mark.parametrize("hold", [lambda *m: list(m), lambda *m: dict(enumerate(m)), lambda *m: ([m], m)[1]])
+@pytest.mark.parametrize("probe", [False, torch.randn(2, 3, 8, 8)], ids=["unseen", "seen"])
+def test_a_norm_that_a_list_holds_too_stays(hold, probe):
+    model, x = filled(Listed(hold)), torch.randn(2, 3, 8, 8)
+    for operation in (S.fold, lambda m, **k: S.swap(m, "batch", "group", **k)):
+        new, receipt = operation(model, probe=probe)
+        assert not receipt.rows
+        assert "held holds it too" in reasons(receipt)["n"]
+        assert torch.equal(new(x), model(x))
+
+
+def test_a_norm_that_a_function_holds_too_is_missed_and_all_is_undone():
+    class Bound(Pair):
+        def __init__(self) -> None:
+            super().__init__()
+            self.run = self.n.forward
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.run(self.c(x))
+
+    class Hidden(Pair):
+        def __init__(self) -> None:
+            super().__init__()
+            norm = self.n
+            self.run = lambda x: norm(x)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.run(self.c(x))
+
+    model = filled(Hidden())
+    with pytest.raises(ValueError, match="what took the place of n is not called"):
+        S.swap(model, "batch", "group", inplace=True)
+    assert isinstance(model.n, nn.BatchNorm2d)
+    _, receipt = S.swap(filled(Bound()), "batch", "group", inplace=True)
+    assert "not called on the probe input: n" in receipt.notes
+
+
+def test_without_a_probe_the_receipt_says_that_nothing_was_compared():
+    model = filled(Pair())
+    for operation in (S.fold, lambda m, **k: S.swap(m, "batch", "group", **k), S.freeze):
+        _, receipt = operation(model, probe=False)
+        assert "outputs were not compared" in " ".join(receipt.notes)
+        assert receipt.difference is None
+
+
+def test_outputs_that_cannot_be_compared_have_no_difference():
+    @dataclass
+    class Output:
+        y: torch.Tensor
+
+    class Wrapped(Pair):
+        def forward(self, x: torch.Tensor) -> Output:
+            return Output(super().forward(x))
+
+    _, receipt = S.swap(filled(Wrapped()), "batch", "group")
+    assert receipt.difference is None
+    assert "no outputs could be compared" in " ".join(receipt.notes)
+
+
+def test_complex_outputs_are_compared_by_both_parts():
+    class Imaginary(Pair):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 1j
+
+    _, receipt = S.swap(filled(Imaginary()), "batch", "group")
+    assert receipt.difference > 0.1
+
+
+def test_fold_a_model_that_is_random_outside_training():
+    class Noisy(Pair):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.dropout(super().forward(x), 0.5, True)
+
+    new, receipt = S.fold(filled(Noisy()))
+    assert isinstance(new.n, nn.Identity)
+    assert "differs from itself" in " ".join(receipt.notes)
+
+
+def test_fold_a_model_that_changes_its_input():
+    class Eater(Pair):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.mul_(2))
+
+    x = torch.randn(2, 3, 8, 8)
+    before = x.clone()
+    _, receipt = S.fold(filled(Eater()), probe=x)
+    assert torch.equal(x, before)
+    assert len(receipt.rows) == 1
+    assert receipt.notes == []
+
+
+def test_what_a_forward_counts_or_keeps_is_as_it_was():
+    class Counter(Pair):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+            self.register_buffer("steps", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen += 1
+            self.steps = self.steps + 1
+            self.last = x
+            return super().forward(x)
+
+    model = filled(Counter())
+    S.fold(model)
+    S.inspect(model)
+    assert (model.seen, model.steps, hasattr(model, "last")) == (0, 0, False)
+
+
+OPERATIONS = {
+    "swap": lambda m: S.swap(m, "batch", "group", groups=2),
+    "fold": S.fold,
+    "freeze": S.freeze,
+    "reestimate": lambda m: S.reestimate(m, torch.randn(8, 3, 9, 9), progress=False),
+}
+every = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+
+
+@every
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: nn.Sequential(nn.Conv2d(3, 7, 3), nn.BatchNorm2d(7)),
+        lambda: nn.Sequential(nn.Conv2d(3, 7, 3), A.GroupNorm(7, 7)),
+        lambda: nn.Sequential(nn.Conv2d(3, 7, 3), nn.Identity()),
+        lambda: nn.Sequential(nn.Linear(3, 6), nn.Identity()),
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3)),
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3)),
+    ],
+    ids=["wide", "wide group", "wide nothing", "linear", "convolutions", "short"],
+)
+def test_revert_refuses_another_model_and_changes_nothing(operation, other):
+    _, receipt = operation(filled(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6))))
+    model = other()
+    before, kinds = state(model), [type(m) for m in model]
+    flags = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(ValueError, match="the receipt is not of this model"):
+        S.revert(model, receipt, probe=False, inplace=True)
+    assert same(model, before)
+    assert [type(m) for m in model] == kinds
+    assert [p.requires_grad for p in model.parameters()] == flags
+
+
+@pytest.mark.parametrize("operation", [OPERATIONS["swap"], S.fold], ids=["swap", "fold"])
+def test_what_comes_back_is_in_the_mode_and_type_that_its_model_is_in_now(operation):
+    model = filled(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6))).train()
+    new, receipt = operation(model)
+    back, _ = S.revert(new.eval().double(), receipt)
+    assert not back[1].training
+    assert {t.dtype for t in back.state_dict().values()} == {torch.float64, torch.int64}
+    before = state(back)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(back(x.double()).float(), model.eval()(x))
+    assert same(back, before)
+    again, receipt = operation(back)
+    assert S.revert(again.train(), receipt)[0][1].training
+
+
+def test_a_norm_of_another_type_than_its_model_comes_back_in_it():
+    model = filled(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)))
+    model[0].half()
+    before = state(model)
+    for operation in (S.fold, OPERATIONS["swap"]):
+        back, _ = S.revert(*operation(model, probe=False) if operation is S.fold else operation(model), probe=False)
+        assert same(back, before)
+
+
+def test_revert_ties_what_was_tied():
+    model = filled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)))
+    model[3].weight = model[1].weight
+    for operation in (S.fold, OPERATIONS["swap"]):
+        back, _ = S.revert(*operation(model))
+        assert back[1].weight is back[3].weight
+        assert same(back, state(model))
+
+
+def test_layer_norms_of_sequences_are_told_what_groups_would_see():
+    def encoder(batch_first: bool) -> nn.Module:
+        layer = nn.TransformerEncoderLayer(24, 3, 48, dropout=0.0, batch_first=batch_first)
+        return nn.TransformerEncoder(layer, 1, enable_nested_tensor=False, norm=nn.LayerNorm(24)).eval()
+
+    x = torch.randn(7, 3, 24)
+    for target in ("group", "instance"):
+        _, receipt = S.swap(encoder(False), "layer", target, probe=x)
+        assert not receipt.rows
+        assert all("mix samples" in reason for reason in reasons(receipt).values())
+        _, receipt = S.swap(encoder(True), "layer", target, probe=x)
+        assert all("later ones too" in row.note for row in receipt.rows)
+        assert len(receipt.rows) == 3
+    assert "later" not in S.swap(filled(Pair()), "batch", "group")[1].rows[0].note
+    _, receipt = S.swap(encoder(False), "layer", "rms", probe=x)
+    assert len(receipt.rows) == 3
+
+
+def test_fold_of_a_model_that_is_one_norm_says_so():
+    _, receipt = S.fold(filled(nn.BatchNorm2d(6)), probe=torch.randn(2, 6, 4, 4))
+    assert "the whole model" in receipt.refused[0].reason
+    assert not receipt.rows
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_frozen_model_can_be_scripted_and_compiled():
+    model, _ = S.freeze(filled(Pair()))
+    for made in (torch.jit.script(model), torch.compile(model, backend="eager", fullgraph=True)):
+        before = state(model)
+        made.train()(torch.randn(4, 3, 8, 8))
+        assert same(model, before)
+    assert "was_training" not in vars(S.unfreeze(model)[0].n)

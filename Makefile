@@ -15,9 +15,9 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 help:
 	@echo "make demo      train the tutorial's model with each normalization; tables and pictures in demo-out/"
 	@echo "make test      lint, types and tests on every framework"
-	@echo "make gpu       the GPU kernels' tests on this machine's GPU"
 	@echo "make accuracy  errors of anynorm and its peers against float64"
 	@echo "make bench     speed of anynorm and its peers; chart and tables of the READMEs (25 minutes)"
+	@echo "make gpu       on a machine with a GPU: the tests that need one, and the GPU kernels' speed beside their peers'"
 	@echo "make kernels   the CPU kernels, rebuilt as far as their sources changed; every target above does it"
 	@echo "make kernel-tests  the kernels' C++ tests alone, with and without sanitizers; make test runs them too"
 	@echo "make instructions  what the kernels cost, counted by valgrind"
@@ -61,16 +61,16 @@ test: lint kernel-tests
 	TRITON_INTERPRET=1 $(BIN)/pytest -q -n 2 tests/gpu/interpreted
 	$(BIN)/pytest -q -n 2 tests/gpu/compiled
 
-# On a machine with a GPU; elsewhere every test is skipped.
-gpu: $(KERNELS)
-	$(BIN)/pytest -q tests/gpu/device
-
 accuracy: $(KERNELS)
 	$(BIN)/python benchmarks/accuracy.py $(ARGS)
 
 bench: $(KERNELS)
 	$(BIN)/python benchmarks/speed.py $(ARGS)
 	$(if $(ARGS),,$(BIN)/python benchmarks/fit.py)
+
+gpu: $(KERNELS)
+	$(BIN)/pytest -q tests/gpu
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 instructions: $(KERNELS)
 	$(BIN)/python benchmarks/instructions.py

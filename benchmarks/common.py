@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 READMES = {"en": ROOT / "README.md", "ko": ROOT / "README.ko.md"}
 BACKENDS = ("tensorflow", "jax", "torch")
-_PACKAGES = ("keras", "tensorflow-cpu", "tensorflow", "jax", "torch", "flax", "numpy")
+_PACKAGES = ("keras", "tensorflow-cpu", "tensorflow", "jax", "torch", "triton", "flax", "numpy")
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
@@ -27,8 +27,8 @@ class WorkerDiedError(Exception):
     """A worker ended before its time; the message says how."""
 
 
-def provenance() -> dict[str, Any]:
-    """Machine, versions, date and commit: what a number means nothing without."""
+def provenance(machine: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Machine, versions, date and commit: what a number means nothing without; `machine` adds to it."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -40,7 +40,7 @@ def provenance() -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "commit": commit,
-        "machine": {"cpu": cpu, "cores": cores(), "cache": _cache(), "system": platform.system()},
+        "machine": {"cpu": cpu, "cores": cores(), "cache": _cache(), "system": platform.system(), **(machine or {})},
         "versions": {"python": platform.python_version(), "anynorm": version("anynorm"), **_versions()},
     }
 
@@ -121,13 +121,13 @@ def run_worker(script: str, backend: str, *words: str) -> list[dict[str, Any]]:
         raise SystemExit(f"{Path(script).name} failed on {backend}: {error}") from None
 
 
-def save(name: str, rows: Sequence[dict[str, Any]]) -> Path:
+def save(name: str, rows: Sequence[dict[str, Any]], machine: Mapping[str, Any] | None = None) -> Path:
     """Write the rows with their provenance, whole or not at all."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    head = json.dumps(provenance(), indent=1).removesuffix("\n}")
+    head = json.dumps(provenance(machine), indent=1).removesuffix("\n}")
     part.write_text(f'{head},\n "rows": [\n{lines}\n]\n}}\n')
     part.replace(path)
     return path

@@ -96,9 +96,9 @@ def rows(worker: Worker, seconds: float) -> Iterator[dict[str, Any]]:
         copy = peers.copy(arrays[0], case.dtype)
         choice = select(case.plan, worker.framework, "cpu", case.dtype)
         for mode, of_mode in itertools.groupby(of_case, key=lambda comparison: comparison[1]):
-            tried = {name: _tried(make) for name, make in peers.contenders(case, mode, *arrays).items()}
+            prepared = {name: tried(make) for name, make in peers.contenders(case, mode, *arrays).items()}
             for _, _, which in of_mode:
-                measured = _compared(case, which, tried, copy, peers.numpy, seconds)
+                measured = _compared(case, which, prepared, copy, peers.numpy, seconds)
                 yield {
                     **case.row(worker, mode, which),
                     "kernel": choice.kernel,
@@ -107,7 +107,7 @@ def rows(worker: Worker, seconds: float) -> Iterator[dict[str, Any]]:
                 }
 
 
-def _tried(function: Callable[[], Any]) -> Any:
+def tried(function: Callable[[], Any]) -> Any:
     """What it gives, or in words how it fails: a peer may fail in any way, and that it does is a result."""
     try:
         return function()
@@ -119,14 +119,19 @@ def _tried(function: Callable[[], Any]) -> Any:
 
 
 def _compared(
-    case: Case, which: str, tried: Mapping[str, Contender | str], copy: Timed, numpy: Callable[..., Any], seconds: float
+    case: Case,
+    which: str,
+    prepared: Mapping[str, Contender | str],
+    copy: Timed,
+    numpy: Callable[..., Any],
+    seconds: float,
 ) -> dict[str, Any]:
-    raises = {name: made for name, made in tried.items() if isinstance(made, str)}
+    raises = {name: made for name, made in prepared.items() if isinstance(made, str)}
     ready, results = {}, {}
-    for name, made in tried.items():
+    for name, made in prepared.items():
         if isinstance(made, str):
             continue
-        out = _tried(made.passes[which])
+        out = tried(made.passes[which])
         if isinstance(out, str):
             raises[name] = out
         else:
@@ -137,8 +142,8 @@ def _compared(
     differences = {name: _difference(own, theirs) for name, theirs in results.items() if own is not None}
     del results, own
     ms = least({**ready, "copy": copy}, seconds)
-    kept = {name: tried[name].kept for name in ready} if which == BOTH else {}
-    in_tensors = {name: _tried(count) for name, count in kept.items() if count is not None}
+    kept = {name: prepared[name].kept for name in ready} if which == BOTH else {}
+    in_tensors = {name: tried(count) for name, count in kept.items() if count is not None}
     return {
         "ms": ms,
         "GB/s": {name: TRAFFIC[which] * case.nbytes / 1e6 / value for name, value in ms.items() if name in OWN},

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import peers_keras
 import torch
 import torch.nn.functional as F  # noqa: N812
 from measure import Contender, Timed
@@ -43,10 +42,13 @@ def contenders(
     dtype = getattr(torch, case.dtype)
     x, dy, scale, offset = (None if a is None else torch.from_numpy(a).to(dtype) for a in (x, dy, scale, offset))
     if mode == "Keras/torch":
+        # With the backend of this process, and not where Keras is not timed.
+        import peers_keras
+
         return peers_keras.makers(case, scale, offset, lambda layer: _of_layer(case, layer, x, dy))
     if case.family.moved:
         x, dy = x.movedim(-1, 1), dy.movedim(-1, 1)
-    functions = {"anynorm": _anynorm(case), **_peers(case)}
+    functions = {"anynorm": _anynorm(case), **peers(case)}
     if mode == "torch.compile":
         # Each case compiles for its own shape, as a model does, and not for shapes in general.
         torch.compiler.reset()
@@ -59,7 +61,7 @@ def _anynorm(case: Case) -> Function:
     return lambda x, scale, offset: anynorm.normalize(x, scale=scale, offset=offset, **arguments)
 
 
-def _peers(case: Case) -> dict[str, Function]:
+def peers(case: Case) -> dict[str, Function]:
     c, g, axis = case.channels, case.groups, case.family.channels
     match case.family.entry:
         case "group":
@@ -107,6 +109,8 @@ def _maker(function: Function, x: Tensor, dy: Tensor, scale: Tensor, offset: Ten
 def _of_layer(case: Case, layer: Any, x: Tensor, dy: Tensor) -> Contender:
     leaf = x.detach().requires_grad_()
     weights = [v.value for v in layer.trainable_variables]
+    import peers_keras
+
     training = peers_keras.training(case)
 
     def forward() -> Tensor:

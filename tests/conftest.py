@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import random
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +18,14 @@ collect_ignore = ["old_files"]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """The same numbers whichever tests ran before; Keras draws its seeds from `random`."""
+    random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = Path(anynorm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 FRAMEWORKS = ("torch", "jax", "tensorflow", "keras", "flax")
-HEAVY = (*FRAMEWORKS, "triton", "h5py", "matplotlib", "click", "rich", "mlxtend")
+HEAVY = (*FRAMEWORKS, "torch._dynamo", "triton", "h5py", "matplotlib", "click", "rich", "mlxtend")
 
 # What each part of the package may import of the others.
 MAY_IMPORT = {
@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "rescue": {"files", "keras"},
     "surgery": {"convert", "files", "keras", "rescue", "torch", "ops", "catalogue"},
     "figures": {"files", "catalogue", "pattern", "plan", "spec"},
+    "__main__": {"cli"},
     "cli": {"__init__", "files", "figures", "surgery", "keras", "kernels", "pattern", "plan", "rescue", "spec"},
 }
 

@@ -160,9 +160,9 @@ def test_a_file_that_is_no_library(folder):
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("int anynorm_abi(void) { return 7; }", "has version 7 of the C interface, and this is for 1"),
-        ("int anynorm_abi(void) { return 1; }", "lacks a function of the C interface"),
-        ("int other(void) { return 1; }", "lacks a function of the C interface"),
+        ("int anynorm_abi(void) { return 7; }", "has version 7 of the C interface, and this is for 2"),
+        ("int anynorm_abi(void) { return 2; }", "lacks a function of the C interface"),
+        ("int other(void) { return 2; }", "lacks a function of the C interface"),
     ],
 )
 def test_a_library_of_another_version(folder, code, words):

@@ -183,6 +183,17 @@ def test_an_empty_batch_moves_nothing():
     np.testing.assert_array_equal(module.var[...], np.ones(3))
 
 
+def test_channels_wholly_under_a_mask_move_nothing():
+    module, x = A.BatchNorm(3, momentum=0.5, rngs=nnx.Rngs(0)), seed("masked").normal(2, 3, size=(4, 5, 3))
+    mask = np.array([True, False, True])
+    module(x, mask=mask)
+    assert module.mean[1] == 0
+    assert module.var[1] == 1
+    np.testing.assert_allclose(module.mean[::2], 0.5 * x.mean((0, 1))[::2], rtol=1e-5)
+    module(x, mask=np.zeros(3, bool))
+    np.testing.assert_allclose(module.mean[::2], 0.5 * x.mean((0, 1))[::2], rtol=1e-5)
+
+
 def test_the_running_statistics_of_half_precision_are_float32_s():
     module = A.BatchNorm(3, dtype=jnp.bfloat16, momentum=0.0, rngs=nnx.Rngs(0))
     x = jnp.asarray(seed("half").normal(100, 1, size=(64, 3)), jnp.bfloat16)

@@ -74,3 +74,12 @@ def test_the_offset_may_change_before_the_gradient():
         offset += 1
     y.sum().backward()
     close(offset.grad, torch.full((8,), 4.0))
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["", "gradient"])
+def test_what_a_transform_left_behind_can_be_normalized(gradient):
+    left = []
+    torch.func.grad(lambda x: (left.append(x), x.sum())[1])(torch.randn(4, 6))
+    weight = torch.ones(6, requires_grad=gradient)
+    y = anynorm.normalize(left[0], "... [c]", scale=weight)
+    assert y.std(-1, correction=0).sub(1).abs().max() < 1e-3

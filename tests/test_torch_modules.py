@@ -238,3 +238,21 @@ def test_scripting_is_refused_in_words():
 def test_shapes_that_do_not_fit_are_named(module, shape, words):
     with pytest.raises(ValueError, match=words):
         module(torch.randn(shape))
+
+
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided], ids=["jagged", "strided"])
+@pytest.mark.parametrize("kind", ["LayerNorm", "RMSNorm"])
+def test_nested_tensors(kind, layout):
+    module, parts = getattr(A, kind)(6), [torch.randn(n, 6, requires_grad=True) for n in (3, 5)]
+    y = module(torch.nested.as_nested_tensor(parts, layout=layout))
+    assert y.layout == layout
+    got = torch.autograd.grad([one.sin().sum() for one in y.unbind()], parts)
+    wanted = torch.autograd.grad([module(part).sin().sum() for part in parts], parts)
+    for one, other in zip((*y.unbind(), *got), (*map(module, parts), *wanted), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_nested_tensors_that_differ_where_it_counts():
+    x = torch.nested.nested_tensor([torch.randn(3, 6), torch.randn(5, 6)], layout=torch.jagged)
+    with pytest.raises(ValueError, match="differ in length along an axis that is normalized"):
+        A.functional.layer_norm(x, (5, 6))

@@ -47,6 +47,19 @@ for name, (mine, other) in parts.items():
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 """
 
+DERIVED = """
+shared = A.SyncBatchNorm(5, affine=False, track_running_stats=False)
+alone = A.BatchNorm1d(5, affine=False, track_running_stats=False)
+x, t, dy = torch.randn(3, 10, 5, 4)
+part = [slice(0, 7), slice(7, 10)][rank]
+wanted = torch.func.jvp(alone, (x,), (t,))
+for a, b in zip(torch.func.jvp(shared, (x[part],), (t[part],)), wanted):
+    close(a, b[part])
+leaf = x.clone().requires_grad_()
+(wanted,) = torch.autograd.grad((alone(leaf) * dy).sum(), leaf)
+close(torch.func.grad(lambda x: (shared(x) * dy[part]).sum())(x[part]), wanted[part], 1e-5)
+"""
+
 PARALLEL = """
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -94,7 +107,7 @@ for cut in (7, 4, 8):
 
 def test_two_processes(tmp_path):
     # One pair of processes for all: to start one takes longer than what it does.
-    arguments = [sys.executable, "-c", START + SYNC + COMPILED + PARALLEL]
+    arguments = [sys.executable, "-c", START + SYNC + DERIVED + COMPILED + PARALLEL]
     running = [
         subprocess.Popen([*arguments, str(rank), str(tmp_path / "store")], stderr=subprocess.PIPE, text=True)
         for rank in range(2)

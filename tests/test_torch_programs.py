@@ -112,6 +112,21 @@ def test_compiles_with_a_checkpoint_inside():
         close(a, b)
 
 
+@pytest.mark.parametrize("reentrant", [False, True], ids=["not reentrant", "reentrant"])
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_a_compiled_module_inside_a_checkpoint_moves_statistics_once(momentum, reentrant):
+    torch._dynamo.reset()
+    module, plain = A.BatchNorm1d(6, momentum=momentum), A.BatchNorm1d(6, momentum=momentum)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        x = torch.randn(5, 6, requires_grad=True)
+        checkpoint(compiled, x, use_reentrant=reentrant).sin().sum().backward()
+        plain(x.detach())
+    assert module.num_batches_tracked == 2
+    for one, other in zip(module.buffers(), plain.buffers(), strict=True):
+        close(one, other)
+
+
 def test_inductor():
     torch._dynamo.reset()
     module, x = A.BatchNorm2d(6).eval(), torch.randn(2, 6, 5, 7)

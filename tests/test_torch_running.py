@@ -9,6 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import anynorm.torch as A  # noqa: N812
+from anynorm.kernels import cpu
 
 
 def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -132,3 +133,38 @@ def test_vmap_over_batches_needs_statistics_of_their_own():
     call = lambda p, b, x: torch.func.functional_call(layers[0], (p, b), (x,))  # noqa: E731
     close(torch.func.vmap(call)(parameters, buffers, x), torch.stack([alone(batch) for batch in x]))
     close(buffers["running_mean"], x.mean(1))
+
+
+@pytest.mark.skipif(bool(cpu.why_not()), reason="the CPU kernels were not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_in_evaluation_is_the_kernel_s(kind, dtype):
+    layer, peer = A.BatchNorm2d(6).eval(), torch.nn.BatchNorm2d(6).eval().double()
+    for tensor in (*layer.parameters(), layer.running_mean, layer.running_var):
+        tensor.data.uniform_(0.5, 1.5)
+    layer.running_mean += 100
+    peer.load_state_dict(layer.state_dict())
+    x = (100 + torch.randn(4, 6, 5, 7)).to(dtype).to(memory_format=kind).requires_grad_()
+    wide, dy = x.detach().double().requires_grad_(), torch.randn(4, 6, 5, 7)
+    y = layer(x)
+    assert "Given" in y.grad_fn.name()
+    # The statistics of the forward pass count, wherever the running ones have gone since.
+    layer.train()(x)
+    got = torch.autograd.grad(y, [x, *layer.parameters()], dy.to(dtype))
+    wanted = torch.autograd.grad(peer(wide), [wide, *peer.parameters()], dy.to(dtype).double())
+    for one, other in zip(got, wanted, strict=True):
+        tolerance = 2e-6 if one.dtype == torch.float32 else 4e-3
+        assert (one - other).abs().max() <= tolerance * other.abs().max()
+
+
+def test_every_derivative_in_evaluation():
+    layer = A.BatchNorm1d(3).double().eval()
+    layer.running_mean.normal_()
+    layer.running_var.uniform_(0.5, 1.5)
+    given = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 3, 5), (3,), (3,))]
+
+    def call(x, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
+
+    assert torch.autograd.gradcheck(call, given, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(call, given)

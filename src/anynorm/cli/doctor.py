@@ -121,11 +121,12 @@ def _cpu_kernels() -> dict[str, Any]:
     return {"isa": cpu.isa(), "doors": doors, "why": "; ".join(missing)}
 
 
-def _gpu_kernels() -> dict[str, str]:
-    """For each way to a GPU the reason why it is closed; empty where it is open."""
+def _gpu_kernels() -> dict[str, Any]:
+    """Whether Triton can run its kernels for torch here, or why not."""
     from ..kernels import triton
 
-    return {"triton": triton.why_not()}
+    why = triton.why_not()
+    return {"triton": not why, "why": why}
 
 
 def _print(console: Console, report: dict[str, Any]) -> None:
@@ -144,8 +145,8 @@ def _print(console: Console, report: dict[str, Any]) -> None:
     kernels = report["cpu_kernels"]
     doors = f"{kernels['isa']}; doors for {', '.join(kernels['doors']) or 'no framework'}" if kernels["isa"] else "none"
     found.add_row("CPU kernels", Text(f"{doors}: {kernels['why']}" if kernels["why"] else doors))
-    for name, why in report["gpu_kernels"].items():
-        found.add_row("GPU kernels", Text(f"{name}: {why or 'ready'}"))
+    gpu = report["gpu_kernels"]
+    found.add_row("GPU kernels", Text("triton, for torch" if gpu["triton"] else f"none: {gpu['why']}"))
     console.print(found)
     question = f"{report['pattern']}  {report['shape']}  {report['dtype']} on {report['device']}"
     chosen = Table(title=Text(question), title_justify="left")

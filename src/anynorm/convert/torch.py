@@ -17,8 +17,13 @@ CHANNELS, ANY_SENTENCE = "first", True
 RANKS = {kind.__name__[-2:]: rank for rank, kind in INSTANCE.items()}
 
 
-def read(layer: Any, statistics: bool = True) -> Norm:
-    """The norm of a module; without its running `statistics`, whatever they do, where they are not to be kept."""
+def read(layer: Any, whole: bool = True) -> Norm:
+    """The norm of a module; not `whole`: without running statistics and activation, for who keeps or refuses them."""
+    if whole and getattr(layer, "activation", None) is not None:
+        raise ValueError(
+            f"{type(layer).__name__}(activation={layer.activation!r}) has no counterpart: set the layer's activation "
+            "to None, and put a layer for it behind the converted one"
+        )
     scale, offset = (numpy(getattr(layer, name, None)) for name in ("weight", "bias"))
     common: dict[str, Any] = {"scale": scale, "offset": offset, "training": layer.training}
     if isinstance(layer, SentenceNorm):
@@ -37,7 +42,7 @@ def read(layer: Any, statistics: bool = True) -> Norm:
         eps = torch.finfo(torch.float64 if double else torch.float32).eps if layer.eps is None else layer.eps
         return Norm("layer" if is_layer else "rms", axes, shape, eps, channels=channels, **common)
     if isinstance(layer, torch.nn.modules.batchnorm._NormBase):
-        if not statistics:
+        if not whole:
             return _channelwise(layer, common)
         return _with_statistics(layer, common)
     raise TypeError(f"{type(layer).__name__} is no normalization layer of torch.nn or anynorm.torch")

@@ -1,7 +1,8 @@
 """Which kernel computes a normalization, and why: the one run-time choice, pure and printable.
 
 cpu        anynorm's own loops for CPUs, wherever they have loops for the runs at hand
-triton     anynorm's own loops for GPUs, on NVIDIA devices, wherever they have loops for the runs at hand
+triton     anynorm's own kernels for NVIDIA GPUs on torch, wherever they have loops for the runs at hand
+pallas     anynorm's own kernels for CUDA GPUs on JAX, where they are asked for
 native     the framework's own kernel, where its answer keeps the precision contract and anynorm's own are missing
 composed   the formula in the framework's primitives: the answer everywhere else
 """
@@ -15,10 +16,10 @@ from functools import lru_cache
 
 from ..plan import Plan
 from ..precision import statistics_dtype
-from . import cpu, triton
+from . import cpu, pallas, triton
 
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
-KERNELS = ("cpu", "triton", "native", "composed")
+KERNELS = ("cpu", "triton", "pallas", "native", "composed")
 # The environment variable that forces one of them.
 VARIABLE = "ANYNORM_KERNEL"
 
@@ -79,6 +80,7 @@ def _select(plan: Plan, framework: str, device: str, dtype: str, forced: str | N
     why_not = {
         "cpu": _why_not_cpu(plan, framework, device, masked),
         "triton": _why_not_triton(plan, framework, device, dtype, masked),
+        "pallas": _why_not_pallas(plan, framework, device, dtype, masked, forced),
         "native": _why_not_native(plan, framework, device, masked),
     }
     if forced is not None and why_not.get(forced):
@@ -92,6 +94,9 @@ def _select(plan: Plan, framework: str, device: str, dtype: str, forced: str | N
     # The interpreter is for tests, and nobody else's choice.
     if "triton" in able and (forced or device != "cpu"):
         return Choice("triton", f"anynorm's own loops for GPUs, statistics in {statistics} and double")
+    if "pallas" in able:
+        note = _NOTES[framework]
+        return Choice("pallas", f"anynorm's own kernels for CUDA GPUs in Pallas, statistics in {statistics}{note}")
     if "native" in able:
         return Choice(
             "native",
@@ -141,6 +146,17 @@ def _why_not_triton(plan: Plan, framework: str, device: str, dtype: str, masked:
         return (
             f"the Triton kernels have no loops for {'an empty array' if plan.empty else f'runs of this order, {plan}'}"
         )
+    return ""
+
+
+def _why_not_pallas(plan: Plan, framework: str, device: str, dtype: str, masked: bool, forced: str | None) -> str:
+    """The reason why the kernels in Pallas do not serve; empty where they do."""
+    if framework != "jax":
+        return "Pallas's kernels are for jax"
+    if reason := pallas.why_not(plan, device, dtype, masked):
+        return reason
+    if forced != "pallas":
+        return f"Pallas's kernels were not measured against XLA's own fusion yet; {VARIABLE}=pallas takes them"
     return ""
 
 

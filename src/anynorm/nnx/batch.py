@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -64,9 +65,18 @@ class BatchNorm(nnx.BatchNorm):
         y, mean, variance = normalize(self, spec, self.num_features, x, scale, bias, mask)
         # An empty batch has nothing to say; Flax's statistics become NaN.
         if 0 not in x.shape:
-            _move(self.mean, mean, self.momentum)
-            _move(self.var, variance, self.momentum)
+            momentum = self.momentum if mask is None else jnp.where(self._some(x, mask), self.momentum, 1.0)
+            _move(self.mean, mean, momentum)
+            _move(self.var, variance, momentum)
         return y
+
+    def _some(self, x: Array, mask: Array) -> Array:
+        """For each channel, whether anything of it is under the mask, on any device."""
+        others = tuple(d for d in range(x.ndim) if d != self.axis % x.ndim)
+        some = jnp.broadcast_to(mask, x.shape).any(others)
+        if self.axis_name is None:
+            return some
+        return jax.lax.pmax(some.astype(int), self.axis_name, axis_index_groups=self.axis_index_groups) > 0
 
     def _apply(self, x: Array, statistics: Any, scale: Array | None, bias: Array | None, spec: Any) -> Array:
         dtype = result_dtype(self, x, scale, bias)
@@ -74,7 +84,7 @@ class BatchNorm(nnx.BatchNorm):
         return ops.apply(x, *statistics, scale, bias, spec, eps).astype(dtype)
 
 
-def _move(variable: Any, batch: Array, momentum: float) -> None:
+def _move(variable: Any, batch: Array, momentum: float | Array) -> None:
     running = variable[...]
     moved = running.astype(batch.dtype) * momentum + batch.reshape(running.shape) * (1.0 - momentum)
     # In its own type, so that a loop's state keeps the shape and type it started with.

@@ -76,7 +76,8 @@ class Formula:
         removes_mean, removes_scale: which moments are taken out.
         eps: added to the variance.
         kernel: the kernel that was chosen where this was traced. "composed" is kept to on every platform; "cpu" runs
-            where the program is compiled for a CPU and for one device, and is replaced by composed elsewhere.
+            where the program is compiled for a CPU and for one device, and "pallas" where it is for one CUDA device or
+            for a CPU that interprets it; both are replaced by composed elsewhere.
     """
 
     labels: str
@@ -101,13 +102,18 @@ class Formula:
 
     def lanes(self, masked: bool) -> int:
         """How many numbers `saved` has for each statistic: composed's, or two doubles in four parts."""
-        if self.kernel == "composed":
-            return 6 if masked else 5
-        return 4
+        if self.saves_doubles:
+            return 4
+        return 6 if masked else 5
+
+    @property
+    def saves_doubles(self) -> bool:
+        """Whether `saved` is in the form of the CPU kernels; else it is composed's own."""
+        return self.kernel == "cpu"
 
     def saved_dtype(self, dtype: Any) -> str:
         """The type of `saved`: JAX has float64 only where it is switched on, and half a double may look like a NaN."""
-        return statistics_dtype(str(dtype)) if self.kernel == "composed" else "uint32"
+        return "uint32" if self.saves_doubles else statistics_dtype(str(dtype))
 
 
 def forward(
@@ -180,7 +186,7 @@ def _enter(
     formula: Formula, x: Array, mask: Array | None, saved: Array | None = None
 ) -> tuple[Plan, Array, composed.Stats]:
     plan, work = formula.plan(x.shape), x.astype(statistics_dtype(str(x.dtype)))
-    if saved is None or formula.kernel != "composed":
+    if saved is None or formula.saves_doubles:
         return plan, work, composed.statistics(Verbs, work, mask, plan, formula.eps)
     power, shift, residual, variance, rstd, *count = (saved[..., i] for i in range(saved.shape[-1]))
     elements = Runs(Verbs, work, plan).count() if mask is None else count[0]
@@ -188,7 +194,7 @@ def _enter(
 
 
 def _saved(formula: Formula, stats: composed.Stats, masked: bool, doubles: bool) -> Array:
-    if formula.kernel == "composed":
+    if not formula.saves_doubles:
         parts = stats if masked else stats[:-1]
         return jnp.stack([jnp.broadcast_to(part, stats.rstd.shape) for part in parts], axis=-1)
     shape = (*stats.rstd.shape, formula.lanes(False))

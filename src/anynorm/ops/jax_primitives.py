@@ -20,7 +20,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
-from ..kernels.cpu import jax as kernel
+from ..kernels.cpu import jax as cpu
+from ..kernels.pallas import interpreted
+from ..kernels.pallas import jax as pallas
 from . import jax_formula as composed
 from .jax_formula import Formula
 
@@ -179,20 +181,32 @@ def _composed(primitive: Primitive, formula: Formula, given: Values, wanted: Any
     return [out[name].astype(dtype) for name, dtype in wanted]
 
 
-def _lower(primitive: Primitive, on_cpu: bool, ctx: Any, *args: Any, formula: Formula, has: Any, wanted: Any) -> Any:
-    words = None
-    if on_cpu and formula.kernel == "cpu" and _on_one_device(ctx):
-        words = kernel.words(formula.plan(ctx.avals_in[has.index("x")].shape), formula.eps)
-    more = {"doubles": on_cpu} if primitive is forward_p else {}
+def _lower(primitive: Primitive, platform: str, ctx: Any, *args: Any, formula: Formula, has: Any, wanted: Any) -> Any:
+    kernel = _kernel(primitive, platform, formula, ctx.avals_in[has.index("x")]) if _on_one_device(ctx) else None
+    more = {"doubles": platform == "cpu"} if primitive is forward_p else {}
 
     def run(*arrays: Array) -> list[Array]:
         given = dict(zip(has, arrays, strict=True))
-        if words is None:
+        if kernel is None:
             return _composed(primitive, formula, given, wanted, **more)
-        shapes = {name: aval for (name, _), aval in zip(wanted, ctx.avals_out, strict=True)}
-        return kernel.RUN[primitive.name.removeprefix("anynorm_")](words, given, shapes)
+        return kernel(given, {name: aval for (name, _), aval in zip(wanted, ctx.avals_out, strict=True)})
 
+    if kernel is not None and formula.kernel == "pallas":
+        # Pallas's interpreter stumbles over the axes over which arrays vary under shard_map, of which one part is here.
+        ctx = ctx.replace(avals_in=[jax.core.ShapedArray(a.shape, a.dtype) for a in ctx.avals_in])
     return mlir.lower_fun(run)(ctx, *args)
+
+
+def _kernel(primitive: Primitive, platform: str, formula: Formula, x: Any) -> Callable[..., list[Array]] | None:
+    """The kernel that was chosen, told of arrays like x; None where it does not run on this platform."""
+    plan, name = formula.plan(x.shape), primitive.name.removeprefix("anynorm_")
+    if formula.kernel == "cpu" and platform == "cpu":
+        words = cpu.words(plan, formula.eps)
+        return None if words is None else partial(cpu.RUN[name], words)
+    if formula.kernel == "pallas" and (platform == "cuda" or (platform == "cpu" and interpreted())):
+        problem = pallas.problem(plan, formula.eps, interpret=platform == "cpu")
+        return None if problem is None else partial(pallas.RUN[name], problem)
+    return None
 
 
 def _on_one_device(ctx: Any) -> bool:
@@ -220,8 +234,9 @@ def _register(primitive: Primitive, jvp: Callable[..., Any]) -> None:
     primitive.def_impl(bind)
     ad.primitive_jvps[primitive] = jvp
     batching.primitive_batchers[primitive] = partial(_batch, primitive)
-    mlir.register_lowering(primitive, partial(_lower, primitive, False))
-    mlir.register_lowering(primitive, partial(_lower, primitive, True), platform="cpu")
+    mlir.register_lowering(primitive, partial(_lower, primitive, "any"))
+    for platform in ("cpu", "cuda"):
+        mlir.register_lowering(primitive, partial(_lower, primitive, platform), platform=platform)
 
 
 _register(forward_p, _forward_jvp)

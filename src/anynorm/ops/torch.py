@@ -17,12 +17,11 @@ from ..precision import checked_eps
 from ..spec import NormSpec, spec_of
 from . import torch_arrays, torch_compile, torch_given
 from .checks import check_mask, check_shapes, written
-from .torch_arrays import Verbs
+from .torch_arrays import Verbs, plain, wants
 from .torch_constant import constant
 
 Array = Any
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _THIS = sys.modules[__name__]
 
 
@@ -144,9 +143,10 @@ def _run(
     kernel: str | None,
     statistics: bool,
 ) -> tuple[Array, Array, Array]:
-    if door is not None and _plain(x, scale, offset):
-        if _wants(x, scale, offset):
-            y, mean, variance = _Kernel.apply(x, scale, offset, plan, eps, statistics, door)
+    if door is not None and plain(x, scale, offset):
+        if wants(x, scale, offset):
+            out = _apply_kernel(x, scale, offset, plan, eps, statistics, door)
+            y, mean, variance = out if statistics else (out, None, None)
         else:
             y, mean, variance, _ = door.forward(x, scale, offset, plan, eps, statistics=statistics, gradient=False)
         return y, *(torch_arrays.kept_from_runs(x, mean, variance, plan) if statistics else (None, None))
@@ -165,38 +165,13 @@ def normalize_into(
     kernel: str | None,
 ) -> Array:
     """y written into `out`, which may be x; without a gradient."""
-    if _wants(x, scale, offset, out):
+    if wants(x, scale, offset, out):
         raise ValueError("what is written into out= has no gradient: call it under torch.no_grad()")
     plan, door = torch_arrays.choice(x, mask, spec, kernel)
-    if door is not None and _plain(x, scale, offset, out) and can_write(out, x, scale, offset, plan):
+    if door is not None and plain(x, scale, offset, out) and can_write(out, x, scale, offset, plan):
         door.forward(x, scale, offset, plan, eps, out)
         return out
     return out.copy_(normalize(x, scale, offset, mask, spec, eps, kernel)[0])
-
-
-def _plain(*arrays: Any) -> bool:
-    """Whether all have memory of their own with their values in it.
-
-    The tensors of torch.func's transforms have none, and neither have zeros that autograd makes up; a lazily negated
-    view has the other sign in it; a scale that was left on another device is torch's to complain about.
-    """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    # A generator would take as long as all that it asks.
-    on_cpu = arrays[0].is_cpu
-    for a in arrays:
-        if a is not None and (type(a) not in _PLAIN or a.is_cpu is not on_cpu or a.is_neg() or a._is_zerotensor()):
-            return False
-    return True
-
-
-def _wants(*arrays: Array | None) -> bool:
-    """Whether autograd or forward mode may ask for a derivative."""
-    if torch.is_grad_enabled():
-        for a in arrays:
-            if a is not None and a.requires_grad:
-                return True
-    return forward_ad._current_level >= 0
 
 
 class _Kernel(torch.autograd.Function):
@@ -209,29 +184,39 @@ class _Kernel(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Array, scale: Array, offset: Array, plan: Plan, eps: float, statistics: bool, door: Any
-    ) -> tuple[Array | None, ...]:
+    ) -> Array | tuple[Array, ...]:
         y, mean, variance, saved = door.forward(x, scale, offset, plan, eps, statistics=statistics)
         # Of the offset only its shape and type are needed.
-        ctx.plan, ctx.eps, ctx.offset, ctx.door = plan, eps, offset, door
+        ctx.given = offset, plan, eps, statistics, door
         ctx.save_for_backward(x, scale, saved)
-        ctx.save_for_forward(x, scale)
-        if statistics:
-            ctx.mark_non_differentiable(mean, variance)
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(x, scale)
+        if not statistics:
+            return y
+        ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
     def backward(ctx: Any, dy: Array, *_: Any) -> tuple[Array | None, ...]:
-        (x, scale, saved), offset = ctx.saved_tensors, ctx.offset
+        x, scale, saved = ctx.saved_tensors
+        offset, plan, eps, _, door = ctx.given
         batched = torch._C._functorch.is_legacy_batchedtensor(dy)
-        if not torch.is_grad_enabled() and not batched and _plain(x, dy):
-            return *ctx.door.backward(x, dy, scale, offset, saved, ctx.plan, ctx.eps), None, None, None, None
-        return *torch_arrays.backward(x, dy, scale, offset, None, ctx.plan, ctx.eps), None, None, None, None
+        if not torch.is_grad_enabled() and not batched and plain(x, dy):
+            return *door.backward(x, dy, scale, offset, saved, plan, eps), None, None, None, None
+        return *torch_arrays.backward(x, dy, scale, offset, None, plan, eps), None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, t: Array, t_scale: Array, t_offset: Array, *_: Any) -> tuple[Array | None, ...]:
+    def jvp(ctx: Any, t: Array, t_scale: Array, t_offset: Array, *_: Any) -> Array | tuple[Array | None, ...]:
         x, scale = ctx.saved_tensors
+        _, plan, eps, statistics, _ = ctx.given
         t = torch.zeros_like(x) if t is None else t
-        return torch_arrays.tangent(x, t, scale, t_scale, t_offset, None, ctx.plan, ctx.eps), None, None
+        out = _tangent(x, t, scale, t_scale, t_offset, None, plan, eps)
+        return (out, None, None) if statistics else out
+
+
+# What `apply` comes to for arrays that are `_plain`: its own part, in Python, is about transforms, and takes as long as
+# all the rest for small arrays.
+_apply_kernel = super(torch.autograd.Function, _Kernel).apply
 
 
 class _Normalize(torch.autograd.Function):
@@ -272,7 +257,15 @@ class _Normalize(torch.autograd.Function):
     def jvp(ctx: Any, t: Array, t_scale: Array, t_offset: Array, *_: Any) -> tuple[Array | None, ...]:
         x, scale, _, mask = ctx.saved_tensors
         t = torch.zeros_like(x) if t is None else t
-        return torch_arrays.tangent(x, t, scale, t_scale, t_offset, mask, ctx.plan, ctx.eps), *[None] * 8
+        return _tangent(x, t, scale, t_scale, t_offset, mask, ctx.plan, ctx.eps), *[None] * 8
+
+
+def _tangent(x: Array, t: Array, scale: Array | None, *rest: Any) -> Array:
+    """A tangent that has one itself: torch turns forward mode off in a `jvp`, and that of a tangent would be zero."""
+    with forward_ad._set_fwd_grad_enabled(True):
+        # The values without this level's tangents, and with those of the levels around it.
+        x, scale = (a if a is None else forward_ad.unpack_dual(a, level=0).primal for a in (x, scale))
+        return torch_arrays.tangent(x, t, scale, *rest)
 
 
 def moments(x: Array, mask: Array | None, spec: NormSpec, kernel: str | None = None) -> tuple[Array, Array]:
@@ -281,13 +274,14 @@ def moments(x: Array, mask: Array | None, spec: NormSpec, kernel: str | None = N
         return moments_traced(x, mask, spec.encode(), kernel)
     plan, door = torch_arrays.choice(x, mask, spec, kernel)
     # Their derivative is composed, so that where one may be asked for the whole is.
-    if door is None or _wants(x) or not _plain(x):
+    if door is None or wants(x) or not plain(x):
         return torch_arrays.moments(x, mask, plan)
     mean, variance = door.moments(x, plan)
     return torch_arrays.kept_from_runs(x, mean, variance, plan)
 
 
 normalize_traced, moments_traced = torch_compile.normalize, torch_compile.moments
+is_first_pass, is_transformed = torch_compile.is_first_pass, torch_compile.is_transformed
 
 
 def apply(
@@ -310,7 +304,8 @@ def apply_checked(
             f"mean and variance must have the shape {written(kept)} of the axes outside square brackets, and they have "
             f"{written(tuple(mean.shape))} and {written(tuple(variance.shape))}"
         )
-    given = (x, mean, variance, scale, offset)
-    if door is not None and not _wants(*given) and _plain(*given):
-        return door.apply(*given, plan, eps)
+    if door is not None and not wants(mean, variance) and plain(x, mean, variance, scale, offset):
+        if wants(x, scale, offset):
+            return torch_given.apply_kernel(x, scale, offset, mean, variance, plan, eps, door)
+        return door.apply(x, mean, variance, scale, offset, plan, eps)[0]
     return torch_given.apply(x, mean, variance, scale, offset, sentence, eps)

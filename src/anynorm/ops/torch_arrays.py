@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from ..kernels import composed, torch_native
 from ..kernels.cpu import torch as cpu
@@ -19,6 +20,7 @@ from . import layout
 
 Array = Any
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _NAMES = {getattr(torch, name): name for name in STATISTICS}
 
 
@@ -59,6 +61,9 @@ class Verbs:
     @staticmethod
     def all(x: Array) -> bool:
         """False also where no value can be read (under vmap, on the meta device): then both ways are computed."""
+        # A tracer would wait for somebody to use the number that it has not.
+        if torch._C._len_torch_dispatch_stack() > 0:
+            return False
         try:
             return bool(x.all())
         except RuntimeError:
@@ -90,6 +95,35 @@ class Verbs:
         return x.amax(dim=1)
 
 
+def plain(*arrays: Any) -> bool:
+    """Whether all have memory of their own with their values in it.
+
+    The tensors of torch.func's transforms have none, even after the transform, and neither have zeros that autograd
+    makes up; a lazily negated view has the other sign in it; a scale that was left on another device is torch's to
+    complain about.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    has_storage = torch._C._has_storage
+    on_cpu = arrays[0].is_cpu
+    # A generator would take as long as all that it asks.
+    for a in arrays:
+        if a is not None and (
+            type(a) not in _PLAIN or a.is_cpu is not on_cpu or not has_storage(a) or a.is_neg() or a._is_zerotensor()
+        ):
+            return False
+    return True
+
+
+def wants(*arrays: Array | None) -> bool:
+    """Whether autograd or forward mode may ask for a derivative."""
+    if torch.is_grad_enabled():
+        for a in arrays:
+            if a is not None and a.requires_grad:
+                return True
+    return forward_ad._current_level >= 0
+
+
 @lru_cache(maxsize=8192)
 def _memory_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
     """The dimensions from outermost to innermost in memory, so that channels_last needs no copy."""
@@ -103,7 +137,11 @@ def _memory_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int
 
 
 def plan_of(x: Array, spec: NormSpec) -> Plan:
-    return make_plan(spec, tuple(x.shape), _memory_order(tuple(x.shape), x.stride()))
+    return plan_in_memory(tuple(x.shape), x.stride(), spec)
+
+
+def plan_in_memory(shape: tuple[int, ...], strides: tuple[int, ...], spec: NormSpec) -> Plan:
+    return make_plan(spec, shape, _memory_order(shape, strides))
 
 
 def choice(x: Array, mask: Array | None, spec: NormSpec, forced: str | None) -> tuple[Plan, Any]:
@@ -148,7 +186,7 @@ def forward(
 ) -> tuple[Array, Array, Array, composed.Stats | None]:
     """y, mean and variance over the kept axes, and what the gradient needs."""
     if plan.empty:
-        nothing = x.new_zeros(plan.kept.shape, dtype=_work(x))
+        nothing = x.new_zeros(plan.kept.shape, dtype=work(x))
         return x.clone(), nothing, nothing.clone(), None
     runs, scale, offset, mask = enter(x, scale, offset, mask, plan)
     if _is_native(x, mask, plan, kernel):
@@ -241,12 +279,12 @@ def enter(x: Array, scale: Array | None, offset: Array | None, mask: Array | Non
     """All of them shaped as the plan's runs, in the statistics' type."""
     smalls = [layout.small_to_runs(Verbs, s, plan.affine, plan, x, affine=True) for s in (scale, offset)]
     mask = None if mask is None else layout.to_runs(Verbs, mask.expand(x.shape), plan)
-    work = _work(x)
-    return [layout.to_runs(Verbs, x, plan).to(work), *(s if s is None else s.to(work) for s in smalls), mask]
+    wide = work(x)
+    return [layout.to_runs(Verbs, x, plan).to(wide), *(s if s is None else s.to(wide) for s in smalls), mask]
 
 
 def kept_to_runs(statistic: Array, x: Array, plan: Plan) -> Array:
-    return layout.small_to_runs(Verbs, statistic, plan.kept, plan, x, affine=False).to(_work(x))  # type: ignore
+    return layout.small_to_runs(Verbs, statistic, plan.kept, plan, x, affine=False).to(work(x))  # type: ignore
 
 
 def kept_from_runs(x: Array, mean: Array, variance: Array, plan: Plan) -> tuple[Array, Array]:
@@ -262,5 +300,5 @@ def means(x: Array, stats: composed.Stats, plan: Plan) -> tuple[Array, ...]:
     return tuple(layout.statistic_from_runs(Verbs, s, x, plan) for s in (stats.mean(), stats.unscaled_variance()))
 
 
-def _work(x: Array) -> Any:
+def work(x: Array) -> Any:
     return getattr(torch, statistics_dtype(Verbs.dtype(x)))

@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch.autograd import forward_ad
 
+from ..plan import Plan
 from ..spec import NormSpec
 from . import torch_arrays
 from .checks import check, check_mask
+from .torch_constant import constant
 
 
 def normalize(
@@ -24,8 +28,47 @@ def normalize(
     erasing: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, mean and variance; `erasing`: refuse what would leave nothing of x."""
+    if is_transformed():
+        y, mean, variance = torch.ops.anynorm.normalize_openly(x, scale, offset, mask, sentence, eps, erasing)
+        return y, mean, variance
     y, mean, variance, _ = _forward(x, scale, offset, mask, sentence, eps, kernel, erasing)
     return y, mean, variance
+
+
+@constant
+def is_transformed() -> bool:
+    """Whether a derivative is taken inside what is traced, by torch.func or forward mode: operators have none there."""
+    differentiates = (TransformType.Grad, TransformType.Jvp)
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return forward_ad._current_level >= 0 or any(level.key() in differentiates for level in stack)
+
+
+# Not opaque: what a transform or a compiler sees are the operators of torch's own that it consists of.
+torch.library.define(
+    "anynorm::normalize_openly",
+    "(Tensor x, Tensor? scale, Tensor? offset, Tensor? mask, str sentence, float eps, bool erasing)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("anynorm::normalize_openly", "CompositeImplicitAutograd")
+def _openly(
+    x: Tensor,
+    scale: Tensor | None,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    sentence: str,
+    eps: float,
+    erasing: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The composed formula, for one shape: lengths that a compiler left open are fixed."""
+    from . import torch as ops
+
+    spec = NormSpec.decode(sentence)
+    eps = check(ops, x, scale, offset, mask, spec, eps, erasing)
+    plan = _fixed_plan(x, spec)
+    y, mean, variance, _ = torch_arrays.forward(x, scale, offset, mask, plan, eps, "composed")
+    return y, mean.detach(), variance.detach()
 
 
 @torch.library.custom_op("anynorm::normalize", mutates_args=())
@@ -114,8 +157,32 @@ def _gradient(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
 _forward.register_autograd(_gradient, setup_context=_setup_context)
 
 
-@torch.library.custom_op("anynorm::moments", mutates_args=())
 def moments(x: Tensor, mask: Tensor | None, sentence: str, kernel: str | None) -> tuple[Tensor, Tensor]:
+    """Mean and variance, differentiable."""
+    if is_transformed():
+        mean, variance = torch.ops.anynorm.moments_openly(x, mask, sentence)
+    else:
+        mean, variance = _moments(x, mask, sentence, kernel)
+    return mean, variance
+
+
+torch.library.define("anynorm::moments_openly", "(Tensor x, Tensor? mask, str sentence) -> (Tensor, Tensor)")
+
+
+@torch.library.impl("anynorm::moments_openly", "CompositeImplicitAutograd")
+def _moments_openly(x: Tensor, mask: Tensor | None, sentence: str) -> tuple[Tensor, Tensor]:
+    from . import torch as ops
+
+    check_mask(ops, x, mask)
+    return torch_arrays.moments(x, mask, _fixed_plan(x, NormSpec.decode(sentence)))
+
+
+def _fixed_plan(x: Tensor, spec: NormSpec) -> Plan:
+    return torch_arrays.plan_in_memory(tuple(map(int, x.shape)), tuple(map(int, x.stride())), spec)
+
+
+@torch.library.custom_op("anynorm::moments", mutates_args=())
+def _moments(x: Tensor, mask: Tensor | None, sentence: str, kernel: str | None) -> tuple[Tensor, Tensor]:
     from . import torch as ops
 
     check_mask(ops, x, mask)
@@ -126,7 +193,7 @@ def moments(x: Tensor, mask: Tensor | None, sentence: str, kernel: str | None) -
     return torch_arrays.moments(x, mask, plan)
 
 
-@moments.register_fake
+@_moments.register_fake
 def _moments_fake(x: Tensor, mask: Tensor | None, sentence: str, kernel: str | None = None) -> tuple[Tensor, Tensor]:
     spec = NormSpec.decode(sentence)
     sizes = dict(spec.sizes)
@@ -158,7 +225,23 @@ def _moments_gradient(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     return _moments_backward(*ctx.saved_tensors, *grads, ctx.sentence), None, None, None
 
 
-moments.register_autograd(_moments_gradient, setup_context=_setup_moments)
+_moments.register_autograd(_moments_gradient, setup_context=_setup_moments)
+
+
+@torch.library.custom_op("anynorm::is_first_pass", mutates_args=())
+def is_first_pass(like: Tensor) -> Tensor:
+    """A number of the tensor's type: 1, and 0 inside a backward pass, where checkpointing runs a forward pass again."""
+    return like.new_tensor(torch._C._current_graph_task_id() == -1)
+
+
+@is_first_pass.register_fake
+def _is_first_pass_fake(like: Tensor) -> Tensor:
+    return like.new_empty(())
+
+
+@is_first_pass.register_vmap
+def _is_first_pass_batched(info: Any, dims: Any, like: Tensor) -> tuple[Tensor, None]:
+    return is_first_pass(like), None
 
 
 def _laid_out(y: Tensor, like: Tensor) -> Tensor:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 
+from ..kernels import composed
+from ..plan import Plan
 from ..spec import NormSpec, affine_names
+from . import torch_arrays
 from .torch_constant import constant
 
 Array = Any
@@ -31,6 +35,42 @@ def apply(
     d = x.to(work) - spread(mean, over_kept)
     y = d * factor if offset is None else torch.addcmul(spread(offset, over_affine), d, factor)
     return y.to(x.dtype)
+
+
+class _Given(torch.autograd.Function):
+    """A kernel of our own with its own gradient rule, for statistics that have no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Array, scale: Array, offset: Array, mean: Array, variance: Array, plan: Plan, eps: float, door: Any
+    ) -> Array:
+        y, saved = door.apply(x, mean, variance, scale, offset, plan, eps, gradient=True)
+        ctx.given = offset, plan, eps, door
+        ctx.save_for_backward(x, scale, saved)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Array) -> tuple[Array | None, ...]:
+        x, scale, saved = ctx.saved_tensors
+        offset, plan, eps, door = ctx.given
+        still = _still(plan)
+        batched = torch._C._functorch.is_legacy_batchedtensor(dy)
+        if not torch.is_grad_enabled() and not batched and torch_arrays.plain(x, dy):
+            return *door.backward(x, dy, scale, offset, saved, still, eps), None, None, None, None, None
+        shape = [1 if run.reduced else run.extent for run in plan.runs]
+        mean, rstd = (s.reshape(shape).to(torch_arrays.work(x)) for s in saved.unbind(-1))
+        stats = composed.Stats(None, mean, None, rstd**-2 - eps, rstd, 1.0)
+        return *torch_arrays.backward(x, dy, scale, offset, None, still, eps, stats), None, None, None, None, None
+
+
+# As for `_apply_kernel` in torch.py.
+apply_kernel = super(torch.autograd.Function, _Given).apply
+
+
+@lru_cache(maxsize=8192)
+def _still(plan: Plan) -> Plan:
+    """Statistics that stand still take nothing out of the gradient."""
+    return replace(plan, removes_mean=False, removes_scale=False)
 
 
 @constant

@@ -30,10 +30,10 @@ def normalize(
     axes = [d for d in range(x.ndim) if d not in kept]
     counted = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.expand(x.shape)
     count = counted.sum(dim=axes).double()
-    total, weighted = _sum(torch.stack([count, count * mean]), group.group_name).unbind()
+    total, weighted = _total(torch.stack([count, count * mean]), group.group_name).unbind()
     everywhere = total.clamp_min(1)
     common = weighted / everywhere
-    spread = _sum(count * (variance + (mean - common) ** 2), group.group_name) / everywhere
+    spread = _total(count * (variance + (mean - common) ** 2), group.group_name) / everywhere
     y = ops.apply_checked(wide, common, spread, scale, offset, sentence, eps).to(x.dtype)
     return y, common.detach(), spread.detach(), total.detach()
 
@@ -62,3 +62,36 @@ def _gradient(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
 
 
 _sum.register_autograd(_gradient, setup_context=_setup_context)
+
+
+class _Sum(torch.autograd.Function):
+    """The operator with the derivatives and the batching that operators have none of."""
+
+    @staticmethod
+    def forward(values: Array, group: str) -> Array:
+        return _sum(values, group)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Array) -> tuple[Array, None]:
+        return _total(gradient, ctx.group), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Array, _: Any) -> Array:
+        return _total(tangent, ctx.group)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], values: Array, group: str) -> tuple[Array, Any]:
+        return _total(values, group), dims[0]
+
+
+def _total(values: Array, group: str) -> Array:
+    if not ops.is_traced():
+        total: Array = _Sum.apply(values, group)
+        return total
+    if ops.is_transformed():
+        raise NotImplementedError("no derivative of SyncBatchNorm can be taken inside what is compiled, only of it")
+    return _sum(values, group)

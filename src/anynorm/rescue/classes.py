@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 import anynorm.keras as norms
+from anynorm.keras.base import SentenceLayer
 
 ORDINARY = frozenset((
     "Activation", "ActivityRegularization", "Add", "AdditiveAttention", "AlphaDropout", "Attention", "Average",
@@ -134,6 +135,9 @@ def changed(old: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]
     inner = config.get("layer")
     if old.startswith("Addons>") and isinstance(inner, dict) and str(inner.get("class_name")).endswith("Transpose"):
         notes.append("Addons took the kernel's inputs for its outputs; trained on, each output's weights are normed")
+    half = next((name for name in ("bfloat16", "float16") if f"'mixed_{name}'" in repr(config.get("dtype"))), None)
+    if half and issubclass(class_of(old) or object, SentenceLayer):
+        notes.append(f"sees a float32 input as it is; the old layer rounded it to {half} first")
     if config.get("unroll"):
         config["unroll"] = False
         notes.append("not unrolled, which gives the same numbers")

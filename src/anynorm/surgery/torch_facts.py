@@ -23,7 +23,7 @@ def facts(model: nn.Module, probe: Probe, batch: int | None) -> list[Facts]:
     """Each norm's, in the model's order."""
     found = []
     for name, module, _ in norms(model):
-        norm = dialect.read(module, statistics=False)
+        norm = dialect.read(module, whole=False)
         norm = replace(norm, **_statistics(module))
         shapes = probe.shapes.get(name, [])
         found.append(facts_of(name or "(model)", type(module).__name__, norm, _NAMES, shapes, batch, is_frozen(module)))

@@ -118,6 +118,8 @@ class _Graph:
         """The layer in front of a norm, that it can be folded into."""
         if reason := why_not(norm):
             raise Refused(reason)
+        if getattr(norm, "activation", None) is not None:
+            raise Refused(f"activation={norm.activation!r} follows it; set it to None and put a layer for it behind")
         if id(norm) not in self.part_of and self.why:
             self._check_part(norm)
         if self.calls[id(norm)] != 1:
@@ -161,7 +163,7 @@ def _folded(norm: Any, front: Any, shapes: list[tuple[int, ...]]) -> Folded:
         groups, (into, out, *kernel) = front.groups, weight.shape
         channels, view = (groups, 1, out, *(1,) * len(kernel)), (groups, into // groups, out, *kernel)
     # The statistics as they are: what moves them in training, such as momentum=None, does not matter here.
-    values = dialect.read(norm, statistics=False)
+    values = dialect.read(norm, whole=False)
     values = replace(values, mean=dialect.numpy(norm.running_mean), variance=dialect.numpy(norm.running_var))
     return folded(values, dialect.numpy(weight), dialect.numpy(front.bias), channels, view)
 

@@ -58,7 +58,7 @@ def _made(module: Any, kind: str, wish: Wish, shapes: list[tuple[int, ...]]) -> 
     if len(ranks := {len(shape) for shape in shapes}) > 1:
         raise Refused(f"its inputs have different numbers of dimensions: {sorted(ranks)}")
     try:
-        norm = dialect.read(module, statistics=False)
+        norm = dialect.read(module, whole=False)
         norm = _with_rank(norm, wish.target, next(iter(ranks), None), describe(module))
         norm, notes = swapped(norm, wish, _positions(norm, shapes), keep=0.9, correction=1)
         new = dialect.write(norm)
@@ -93,7 +93,7 @@ def _positions(norm: Norm, shapes: list[tuple[int, ...]]) -> int | None:
 
 
 def _fitted(new: nn.Module, old: Any) -> nn.Module:
-    """With the old one's own parameters where they fit, and all else of their type and where they are."""
+    """With the old one's own parameters where they fit and its activation, and all else of their type and place."""
     like = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), torch.empty(0))
     new.to(like.device, like.dtype)
     for name in ("weight", "bias"):
@@ -102,6 +102,7 @@ def _fitted(new: nn.Module, old: Any) -> nn.Module:
             ours.requires_grad_(theirs.requires_grad)
             if theirs.shape == ours.shape:
                 setattr(new, name, theirs)
+    new.activation = getattr(old, "activation", None)
     return new.train(old.training)
 
 

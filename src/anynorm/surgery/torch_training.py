@@ -124,6 +124,7 @@ def _watch(module: Any, name: str, seen: Moments) -> Any:
 
     def look(module: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         x, mask = (*positional, *[named.get(word) for word in ("input", "mask")[len(positional) :]])[:2]
+        x = x if named.get("residual") is None else x + named["residual"]
         if not torch.isfinite(x if mask is None else torch.where(mask, x, 0)).all():
             raise ValueError(f"the input of {name} is not finite; the statistics stay as they were")
         mean, variance = moments(x, _BATCH, mask=mask)

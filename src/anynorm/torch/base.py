@@ -1,4 +1,4 @@
-"""What all modules do besides normalizing: refuse, be found by tracers, and read their parameters quickly."""
+"""What all modules do besides normalizing: have an activation, refuse, be found by tracers, read parameters quickly."""
 
 from __future__ import annotations
 
@@ -7,9 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.torch_fused import checked_activation
+
 
 class Base(torch.nn.Module):
-    """The first base class of every module; the second is torch.nn's."""
+    """The first base class of every module; the second is torch.nn's, whose arguments go there as they are."""
+
+    # On the class too: a module of torch.nn that becomes one of these by `replace_norms` has none of its own.
+    activation: str | None = None
+
+    def __init__(self, *args: Any, activation: str | None = None, **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self.activation = checked_activation(activation)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.activation is None else f", activation={self.activation!r}")
 
     def check_channels(self, input: Tensor, channels: int, axis: int = 1) -> None:
         """Raise unless the input has so many channels; torch normalizes whatever comes where there is no weight."""
@@ -29,16 +41,26 @@ class Base(torch.nn.Module):
 
         Module.__getattr__, to which those go, takes longer than to normalize a small array.
         """
-        own = self._parameters
-        # A parametrization, or a tool that makes the weight anew in each call, has taken it out.
-        return own[name] if name in own else getattr(self, name)
+        try:
+            return self._parameters[name]
+        except KeyError:
+            # A parametrization, or a tool that makes the weight anew in each call, has taken it out.
+            return getattr(self, name)
 
-    def as_leaf(self, input: torch.fx.Proxy, mask: Any) -> Any:
+    def weight_and_bias(self) -> tuple[Any, Any]:
+        """Both, as `parameter` gives them: one call less."""
+        own = self._parameters
+        try:
+            return own["weight"], own["bias"]
+        except KeyError:
+            return self.weight, self.bias
+
+    def as_leaf(self, input: torch.fx.Proxy, **given: Any) -> Any:
         """A call of this module in a graph of torch.fx, which takes for leaves only modules that lie in torch.nn.
 
         Traced into, its checks would be of what has no shape yet, and its statistics would not move.
         """
-        given = {} if mask is None else {"mask": mask}
+        given = {name: value for name, value in given.items() if value is not None}
         return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input,), given)
 
     def __prepare_scriptable__(self) -> torch.nn.Module:

@@ -30,26 +30,40 @@ class BatchNorm(Base, torch.nn.modules.batchnorm._BatchNorm):
         *,
         bias: bool = True,
         correction: int = 1,
+        activation: str | None = None,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, activation=activation
+        )
         self.correction = correction
 
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        mask: Tensor | None = None,
+        *,
+        residual: Tensor | None = None,
+        modulation: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
         if isinstance(input, Proxy):
-            return self.as_leaf(input, mask)
+            return self.as_leaf(input, mask=mask, residual=residual, modulation=modulation)
         self._check_input_dim(input)
         self.check_channels(input, self.num_features)
         mean, variance, momentum = self.statistics()
+        weight, bias = self.weight_and_bias()
         return functional.batch_norm(
             input,
             mean,
             variance,
-            self.parameter("weight"),
-            self.parameter("bias"),
+            weight,
+            bias,
             self.training or mean is None,
             momentum,
             self.eps,
             mask=mask,
+            residual=residual,
+            modulation=modulation,
+            activation=self.activation,
             correction=self.correction,
         )
 
@@ -85,13 +99,15 @@ class BatchNorm1d(BatchNorm, torch.nn.BatchNorm1d):
         device, dtype: of parameters and buffers.
         bias: whether there is a bias.
         correction: the variance that moves is divided by count - correction: 1 as in torch, 0 as in Keras and Flax.
+        activation: what follows the normalization: "relu", "silu", "gelu", "gelu_tanh" or None.
 
     Call arguments:
         input: floating-point tensor.
         mask: boolean, broadcastable to the input; elements where it is false do not enter the statistics.
+        residual, modulation: what is added to the input and what y is scaled and shifted by; see `functional`.
 
     Returns:
-        A tensor of the input's shape, type and memory format.
+        A tensor of the input's shape, type and memory format; with `residual` a pair, of that and of the sum.
 
     Raises:
         ValueError: an input of another rank or number of channels; a negative eps.

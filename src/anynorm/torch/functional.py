@@ -1,7 +1,18 @@
 """torch.nn.functional's normalizations under the same names, and those over the channels of an image.
 
-Arguments, order and defaults are torch's; `mask` is new in each: true where an element enters the statistics, of any
-shape that broadcasts to the input.
+Arguments, order and defaults are torch's. New in each, and by keyword alone:
+
+    mask        true where an element enters the statistics, of any shape that broadcasts to the input
+    residual    a tensor of the input's shape that is added to it first. The result is then a pair, y and the sum, which
+                is the next block's input in a transformer that normalizes first; where the two have different types the
+                sum has the wider one
+    modulation  shift and scale from a condition, as adaLN has them: norm(x) * (1 + scale) + shift. Each is (n, c), of
+                one vector over the channels a sample, or has as many dimensions as the input; any length may be 1
+    activation  "relu", "silu", "gelu" or "gelu_tanh", behind all of it
+
+Together they are `activation(norm(input + residual) * (1 + scale) + shift)`, derivatives of every kind included. One
+tensor of the input's size is kept for the backward pass besides what the norm itself keeps: the norm's output, or with
+"relu" alone y. From float16 and bfloat16 the norm is rounded once, and what follows it, computed in float32, once more.
 
 Statistics of float16, bfloat16 and float32 are float32, good to 1e-6 of the standard deviation at offsets to 1e6 and
 for inputs near the ends of the number range. The result has the input's type, under autocast too, whatever that of the
@@ -13,23 +24,33 @@ parameters. While torch.onnx.export looks on, torch's own functions are called, 
 >>> functional.layer_norm(x, (2,), eps=0.0)
 tensor([[-1.,  1.],
         [-1.,  1.]])
+>>> y, total = functional.layer_norm(x, (2,), eps=0.0, residual=torch.ones(2, 2), activation="relu")
+>>> y, (total - x == 1).all()
+(tensor([[0., 1.],
+        [0., 1.]]), tensor(True))
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as peer
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from ..ops import torch as ops
-from . import running
-from .sentences import BATCH, INSTANCE, LAYER_CHANNELS, RMS_CHANNELS, groups_of, over_last
+from ..ops.torch_fused import operation
+from . import nested
+from .calls import exported, goes_to_onnx, overridden
+from .functional_running import batch_norm, instance_norm
+from .sentences import LAYER_CHANNELS, RMS_CHANNELS, groups_of, over_last
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "layer_norm2d", "rms_norm", "rms_norm2d"]
+
+_EPS, _DOUBLE_EPS = (torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64))
 
 
 def layer_norm(
@@ -40,7 +61,10 @@ def layer_norm(
     eps: float = 1e-5,
     *,
     mask: Tensor | None = None,
-) -> Tensor:
+    residual: Tensor | None = None,
+    modulation: tuple[Tensor, Tensor] | None = None,
+    activation: str | None = None,
+) -> Any:
     """y = (x - mean) / sqrt(variance + eps) * weight + bias over the last axes, whose lengths are `normalized_shape`.
 
     Source: Ba et al. 2016, arXiv:1607.06450.
@@ -53,14 +77,19 @@ def layer_norm(
     >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), bias=torch.ones(2), eps=0.0)
     tensor([[0., 2.]])
     """
-    if has_torch_function_variadic(input, weight, bias):
+    how = operation(residual, modulation, activation)
+    if nested.is_nested(input):
+        nested.check(mask, residual, modulation)
+        each = partial(layer_norm, weight=weight, bias=bias, eps=eps, activation=activation)
+        return nested.each(each, input, normalized_shape)
+    if has_torch_function_variadic(input, weight, bias, residual):
         given = (input, normalized_shape, weight, bias, eps)
-        return _overridden(layer_norm, (input, weight, bias), given, mask=mask)
-    if _goes_to_onnx(mask):
-        return peer.layer_norm(input, list(normalized_shape), weight, bias, eps)
+        return overridden(layer_norm, (input, weight, bias, residual), given, how, mask=mask)
     shape = tuple(normalized_shape)
+    if ops.is_traced() and goes_to_onnx(mask):
+        return exported(how, over_last(shape), input, peer.layer_norm, list(shape), weight, bias, eps)
     try:
-        return ops.normalize_checked(input, weight, bias, mask, over_last(shape), eps)[0]
+        return how.normalize_checked(input, weight, bias, mask, over_last(shape), eps)[0]
     except ValueError:
         _check_end(input, shape)
         raise
@@ -73,7 +102,10 @@ def rms_norm(
     eps: float | None = None,
     *,
     mask: Tensor | None = None,
-) -> Tensor:
+    residual: Tensor | None = None,
+    modulation: tuple[Tensor, Tensor] | None = None,
+    activation: str | None = None,
+) -> Any:
     """y = x / sqrt(mean(x^2) + eps) * weight over the last axes, whose lengths are `normalized_shape`.
 
     Without `eps` it is the machine epsilon of the type of the statistics, as in torch: 1.2e-7, and 2.2e-16 for float64.
@@ -86,13 +118,20 @@ def rms_norm(
     >>> rms_norm(torch.tensor([[3.0, -3.0]]), (2,), eps=0.0)
     tensor([[ 1., -1.]])
     """
-    if has_torch_function_variadic(input, weight):
-        return _overridden(rms_norm, (input, weight), (input, normalized_shape, weight, eps), mask=mask)
-    if _goes_to_onnx(mask):
-        return peer.rms_norm(input, list(normalized_shape), weight, eps)
+    how = operation(residual, modulation, activation)
+    if nested.is_nested(input):
+        nested.check(mask, residual, modulation)
+        each = partial(rms_norm, weight=weight, eps=eps, activation=activation)
+        return nested.each(each, input, normalized_shape)
+    if has_torch_function_variadic(input, weight, residual):
+        given = (input, normalized_shape, weight, eps)
+        return overridden(rms_norm, (input, weight, residual), given, how, mask=mask)
     shape = tuple(normalized_shape)
+    sentence = over_last(shape, ("scale",))
+    if ops.is_traced() and goes_to_onnx(mask):
+        return exported(how, sentence, input, peer.rms_norm, list(shape), weight, eps)
     try:
-        return ops.normalize_checked(input, weight, None, mask, over_last(shape, ("scale",)), _rms_eps(input, eps))[0]
+        return how.normalize_checked(input, weight, None, mask, sentence, _rms_eps(input, eps))[0]
     except ValueError:
         _check_end(input, shape)
         raise
@@ -105,7 +144,10 @@ def layer_norm2d(
     eps: float = 1e-5,
     *,
     mask: Tensor | None = None,
-) -> Tensor:
+    residual: Tensor | None = None,
+    modulation: tuple[Tensor, Tensor] | None = None,
+    activation: str | None = None,
+) -> Any:
     """`layer_norm` over axis 1 alone, the channels of NCHW, at each position; the other axes may be any number.
 
     Source: Liu et al. 2022, arXiv:2201.03545.
@@ -116,18 +158,25 @@ def layer_norm2d(
     >>> layer_norm2d(torch.tensor([1.0, 3.0]).reshape(1, 2, 1, 1), eps=0.0).flatten()
     tensor([-1.,  1.])
     """
-    if has_torch_function_variadic(input, weight, bias):
-        return _overridden(layer_norm2d, (input, weight, bias), (input, weight, bias, eps), mask=mask)
-    if _goes_to_onnx(mask):
-        last_axis = input.ndim - 1
-        y = peer.layer_norm(input.movedim(1, last_axis), [input.shape[1]], weight, bias, eps)
-        return y.movedim(last_axis, 1)
-    return ops.normalize_checked(input, weight, bias, mask, LAYER_CHANNELS, eps)[0]
+    how = operation(residual, modulation, activation)
+    if has_torch_function_variadic(input, weight, bias, residual):
+        given = (input, weight, bias, eps)
+        return overridden(layer_norm2d, (input, weight, bias, residual), given, how, mask=mask)
+    if ops.is_traced() and goes_to_onnx(mask):
+        return exported(how, LAYER_CHANNELS, input, _over_channels, peer.layer_norm, weight, bias, eps)
+    return how.normalize_checked(input, weight, bias, mask, LAYER_CHANNELS, eps)[0]
 
 
 def rms_norm2d(
-    input: Tensor, weight: Tensor | None = None, eps: float | None = None, *, mask: Tensor | None = None
-) -> Tensor:
+    input: Tensor,
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    mask: Tensor | None = None,
+    residual: Tensor | None = None,
+    modulation: tuple[Tensor, Tensor] | None = None,
+    activation: str | None = None,
+) -> Any:
     """`rms_norm` over axis 1 alone, the channels of NCHW, at each position; the other axes may be any number.
 
     Raises:
@@ -136,12 +185,12 @@ def rms_norm2d(
     >>> rms_norm2d(torch.tensor([3.0, -3.0]).reshape(1, 2, 1, 1), eps=0.0).flatten()
     tensor([ 1., -1.])
     """
-    if has_torch_function_variadic(input, weight):
-        return _overridden(rms_norm2d, (input, weight), (input, weight, eps), mask=mask)
-    if _goes_to_onnx(mask):
-        last_axis = input.ndim - 1
-        return peer.rms_norm(input.movedim(1, last_axis), [input.shape[1]], weight, eps).movedim(last_axis, 1)
-    return ops.normalize_checked(input, weight, None, mask, RMS_CHANNELS, _rms_eps(input, eps))[0]
+    how = operation(residual, modulation, activation)
+    if has_torch_function_variadic(input, weight, residual):
+        return overridden(rms_norm2d, (input, weight, residual), (input, weight, eps), how, mask=mask)
+    if ops.is_traced() and goes_to_onnx(mask):
+        return exported(how, RMS_CHANNELS, input, _over_channels, peer.rms_norm, weight, eps)
+    return how.normalize_checked(input, weight, None, mask, RMS_CHANNELS, _rms_eps(input, eps))[0]
 
 
 def group_norm(
@@ -152,7 +201,10 @@ def group_norm(
     eps: float = 1e-5,
     *,
     mask: Tensor | None = None,
-) -> Tensor:
+    residual: Tensor | None = None,
+    modulation: tuple[Tensor, Tensor] | None = None,
+    activation: str | None = None,
+) -> Any:
     """y = (x - mean) / sqrt(variance + eps) * weight + bias over groups of neighbouring channels and all positions.
 
     Source: Wu, He 2018, arXiv:1803.08494.
@@ -164,135 +216,20 @@ def group_norm(
     >>> group_norm(torch.tensor([[1.0, 3.0, 10.0, 30.0]]), 2, eps=0.0)
     tensor([[-1.,  1., -1.,  1.]])
     """
-    if has_torch_function_variadic(input, weight, bias):
-        return _overridden(group_norm, (input, weight, bias), (input, num_groups, weight, bias, eps), mask=mask)
-    if _goes_to_onnx(mask):
-        return peer.group_norm(input, num_groups, weight, bias, eps)
-    return ops.normalize_checked(input, weight, bias, mask, groups_of(num_groups), eps)[0]
+    how = operation(residual, modulation, activation)
+    if has_torch_function_variadic(input, weight, bias, residual):
+        given = (input, num_groups, weight, bias, eps)
+        return overridden(group_norm, (input, weight, bias, residual), given, how, mask=mask)
+    sentence = groups_of(num_groups)
+    if ops.is_traced() and goes_to_onnx(mask):
+        return exported(how, sentence, input, peer.group_norm, num_groups, weight, bias, eps)
+    return how.normalize_checked(input, weight, bias, mask, sentence, eps)[0]
 
 
-def instance_norm(
-    input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float | Tensor = 0.1,
-    eps: float = 1e-5,
-    *,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """y = (x - mean) / sqrt(variance + eps) * weight + bias for every channel of every sample by itself.
-
-    With `use_input_stats` running statistics, if there are any, move towards the batch's average; without, they are
-    what is used.
-
-    Source: Ulyanov et al. 2016, arXiv:1607.08022.
-
-    Raises:
-        ValueError: as for `layer_norm`; there are no running statistics, or of another length, where they are needed.
-        TypeError: an input of integers.
-
-    >>> instance_norm(torch.tensor([[[1.0, 3.0], [10.0, 30.0]]]), eps=0.0)
-    tensor([[[-1.,  1.],
-             [-1.,  1.]]])
-    """
-    small = (running_mean, running_var, weight, bias)
-    if has_torch_function_variadic(input, *small):
-        given = (input, *small, use_input_stats, momentum, eps)
-        return _overridden(instance_norm, (input, *small), given, mask=mask)
-    if _goes_to_onnx(mask):
-        return peer.instance_norm(input, *small, use_input_stats, momentum, eps)
-    if not use_input_stats:
-        return _with_running(input, *small, eps)
-    tracked = running_mean is not None and running_var is not None
-    spec = INSTANCE
-    y, mean, variance = ops.normalize_checked(input, weight, bias, mask, spec, eps, statistics=tracked)
-    if tracked:
-        running.check_length(input, running_mean, running_var)
-        running.move(running_mean, running_var, mean, variance, running.counted(input, mean, mask), momentum)
-    return y
-
-
-def batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float | Tensor = 0.1,
-    eps: float = 1e-5,
-    *,
-    mask: Tensor | None = None,
-    correction: int = 1,
-) -> Tensor:
-    """y = (x - mean) / sqrt(variance + eps) * weight + bias with a channel's statistics over the batch.
-
-    In training the running statistics, if there are any, move by `running += momentum * (batch - running)`; otherwise
-    they are what is used. The variance that moves is divided by count - `correction`: 1 as in torch, 0 as in Keras and
-    Flax. A batch with one value a channel is a warning: y is the bias, and the running variance stays. An empty batch
-    moves nothing, and neither does a forward pass inside a backward pass, which is activation checkpointing's second.
-
-    Source: Ioffe, Szegedy 2015, arXiv:1502.03167.
-
-    Raises:
-        ValueError: weight, bias or running statistics of another length than there are channels; no running statistics
-            where they are needed; a negative eps.
-        TypeError: an input of integers.
-
-    >>> mean, variance = torch.zeros(1), torch.ones(1)
-    >>> batch_norm(torch.tensor([[1.0], [3.0]]), mean, variance, training=True, momentum=0.5, eps=0.0)
-    tensor([[-1.],
-            [ 1.]])
-    >>> mean, variance
-    (tensor([1.]), tensor([1.5000]))
-    """
-    small = (running_mean, running_var, weight, bias)
-    if has_torch_function_variadic(input, *small):
-        given = (input, *small, training, momentum, eps)
-        return _overridden(batch_norm, (input, *small), given, mask=mask, correction=correction)
-    if _goes_to_onnx(mask):
-        return peer.batch_norm(input, *small, training, momentum, eps)
-    if not training:
-        return _with_running(input, *small, eps)
-    tracked = running_mean is not None and running_var is not None
-    y, mean, variance = ops.normalize_checked(input, weight, bias, mask, BATCH, eps, statistics=tracked, erasing=False)
-    if input.numel() == input.shape[1]:
-        running.warn_of_one_value(input)
-    if tracked:
-        running.check_length(input, running_mean, running_var)
-        count = running.counted(input, mean, mask)
-        running.move(running_mean, running_var, mean, variance, count, momentum, correction)
-    return y
-
-
-def _overridden(function: Callable[..., Tensor], tensors: tuple[Any, ...], given: tuple[Any, ...], **rest: Any) -> Any:
-    """What a subclass of Tensor, or a mode, makes of a call."""
-    return handle_torch_function(function, tensors, *given, **rest)
-
-
-def _goes_to_onnx(mask: Tensor | None) -> bool:
-    if not (ops.is_traced() and torch.onnx.is_in_onnx_export()):
-        return False
-    if mask is not None:
-        raise ValueError("ONNX's normalizations take no mask: export the model without one")
-    return True
-
-
-def _with_running(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-) -> Tensor:
-    """y = (x - running mean) / sqrt(running variance + eps) * weight + bias."""
-    if running_mean is None or running_var is None:
-        raise ValueError("there are no running statistics to normalize with: give both, or use the batch's")
-    return ops.apply_checked(input, running_mean, running_var, weight, bias, BATCH, eps)
+def _over_channels(x: Tensor, norm: Callable[..., Tensor], *given: Any) -> Tensor:
+    """One of torch's own functions, over axis 1."""
+    last_axis = x.ndim - 1
+    return norm(x.movedim(1, last_axis), [x.shape[1]], *given).movedim(last_axis, 1)
 
 
 def _check_end(input: Tensor, shape: tuple[int, ...]) -> None:
@@ -304,4 +241,4 @@ def _check_end(input: Tensor, shape: tuple[int, ...]) -> None:
 def _rms_eps(input: Tensor, eps: float | None) -> float:
     if eps is not None:
         return eps
-    return torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
+    return _DOUBLE_EPS if input.dtype == torch.float64 else _EPS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.fx import Proxy
@@ -13,24 +15,37 @@ from .base import Base
 class InstanceNorm(Base, torch.nn.modules.instancenorm._InstanceNorm):
     """What instance normalization is whatever the rank of its input."""
 
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        mask: Tensor | None = None,
+        *,
+        residual: Tensor | None = None,
+        modulation: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
         if isinstance(input, Proxy):
-            return self.as_leaf(input, mask)
+            return self.as_leaf(input, mask=mask, residual=residual, modulation=modulation)
         self._check_input_dim(input)
         is_single = input.dim() == self._get_no_batch_dim()
         self.check_channels(input, self.num_features, 0 if is_single else 1)
+        weight, bias = self.weight_and_bias()
         y = functional.instance_norm(
             input.unsqueeze(0) if is_single else input,
             self.running_mean,
             self.running_var,
-            self.parameter("weight"),
-            self.parameter("bias"),
+            weight,
+            bias,
             self.training or not self.track_running_stats,
             self.momentum if self.momentum is not None else 0.0,
             self.eps,
             mask=mask,
+            residual=residual.unsqueeze(0) if is_single and residual is not None else residual,
+            modulation=modulation,
+            activation=self.activation,
         )
-        return y.squeeze(0) if is_single else y
+        if not is_single:
+            return y
+        return y.squeeze(0) if residual is None else tuple(one.squeeze(0) for one in y)
 
 
 class InstanceNorm1d(InstanceNorm, torch.nn.InstanceNorm1d):
@@ -50,13 +65,16 @@ class InstanceNorm1d(InstanceNorm, torch.nn.InstanceNorm1d):
         track_running_stats: whether there are running statistics, which are used outside training.
         device, dtype: of parameters and buffers.
         bias: whether there is a bias.
+        activation: what follows the normalization: "relu", "silu", "gelu", "gelu_tanh" or None.
 
     Call arguments:
         input: floating-point tensor.
         mask: boolean, broadcastable to the input; elements where it is false do not enter the statistics.
+        residual, modulation: what is added to the input and what y is scaled and shifted by; see `functional`.
+            Without a batch the modulation is that of a batch of one: (1, c), or (1, c, 1).
 
     Returns:
-        A tensor of the input's shape, type and memory format.
+        A tensor of the input's shape, type and memory format; with `residual` a pair, of that and of the sum.
 
     Raises:
         ValueError: an input of another rank, or of another number of channels, which torch takes with a warning;

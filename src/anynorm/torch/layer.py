@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.fx import Proxy
@@ -23,13 +25,15 @@ class LayerNorm(Base, torch.nn.LayerNorm):
         elementwise_affine: whether there are weight and bias, of shape `normalized_shape`.
         bias: whether there is a bias.
         device, dtype: of weight and bias.
+        activation: what follows the normalization: "relu", "silu", "gelu", "gelu_tanh" or None.
 
     Call arguments:
         input: floating-point tensor whose shape ends in `normalized_shape`.
         mask: boolean, broadcastable to the input; elements where it is false do not enter the statistics.
+        residual, modulation: what is added to the input and what y is scaled and shifted by; see `functional`.
 
     Returns:
-        A tensor of the input's shape and type.
+        A tensor of the input's shape and type; with `residual` a pair, of that and of the sum.
 
     Raises:
         ValueError: an input of another shape; statistics over one element, which torch answers with zeros; a negative
@@ -43,11 +47,28 @@ class LayerNorm(Base, torch.nn.LayerNorm):
     (LayerNorm((8,), eps=1e-05, elementwise_affine=True, bias=True), torch.Size([4, 5, 8]))
     """
 
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        mask: Tensor | None = None,
+        *,
+        residual: Tensor | None = None,
+        modulation: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
         if isinstance(input, Proxy):
-            return self.as_leaf(input, mask)
-        weight, bias = self.parameter("weight"), self.parameter("bias")
-        return functional.layer_norm(input, self.normalized_shape, weight, bias, self.eps, mask=mask)
+            return self.as_leaf(input, mask=mask, residual=residual, modulation=modulation)
+        weight, bias = self.weight_and_bias()
+        return functional.layer_norm(
+            input,
+            self.normalized_shape,
+            weight,
+            bias,
+            self.eps,
+            mask=mask,
+            residual=residual,
+            modulation=modulation,
+            activation=self.activation,
+        )
 
 
 class LayerNorm2d(Base, torch.nn.LayerNorm):
@@ -64,11 +85,28 @@ class LayerNorm2d(Base, torch.nn.LayerNorm):
     torch.Size([4, 6, 8, 8])
     """
 
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        mask: Tensor | None = None,
+        *,
+        residual: Tensor | None = None,
+        modulation: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
         if isinstance(input, Proxy):
-            return self.as_leaf(input, mask)
+            return self.as_leaf(input, mask=mask, residual=residual, modulation=modulation)
         self.check_channels(input, *self.normalized_shape)
-        return functional.layer_norm2d(input, self.parameter("weight"), self.parameter("bias"), self.eps, mask=mask)
+        weight, bias = self.weight_and_bias()
+        return functional.layer_norm2d(
+            input,
+            weight,
+            bias,
+            self.eps,
+            mask=mask,
+            residual=residual,
+            modulation=modulation,
+            activation=self.activation,
+        )
 
 
 class RMSNorm(Base, torch.nn.RMSNorm):
@@ -84,6 +122,7 @@ class RMSNorm(Base, torch.nn.RMSNorm):
             or float64 for float64.
         elementwise_affine: whether there is a weight, of shape `normalized_shape`.
         device, dtype: of the weight.
+        activation: what follows the normalization: "relu", "silu", "gelu", "gelu_tanh" or None.
 
     Call arguments, result and errors: those of `LayerNorm`.
 
@@ -94,10 +133,26 @@ class RMSNorm(Base, torch.nn.RMSNorm):
     (RMSNorm((8,), eps=None, elementwise_affine=True), torch.Size([4, 5, 8]))
     """
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        residual: Tensor | None = None,
+        modulation: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
         if isinstance(x, Proxy):
-            return self.as_leaf(x, mask)
-        return functional.rms_norm(x, self.normalized_shape, self.parameter("weight"), self.eps, mask=mask)
+            return self.as_leaf(x, mask=mask, residual=residual, modulation=modulation)
+        return functional.rms_norm(
+            x,
+            self.normalized_shape,
+            self.parameter("weight"),
+            self.eps,
+            mask=mask,
+            residual=residual,
+            modulation=modulation,
+            activation=self.activation,
+        )
 
 
 class RMSNorm2d(Base, torch.nn.RMSNorm):
@@ -114,8 +169,23 @@ class RMSNorm2d(Base, torch.nn.RMSNorm):
     torch.Size([4, 6, 8, 8])
     """
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        residual: Tensor | None = None,
+        modulation: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
         if isinstance(x, Proxy):
-            return self.as_leaf(x, mask)
+            return self.as_leaf(x, mask=mask, residual=residual, modulation=modulation)
         self.check_channels(x, *self.normalized_shape)
-        return functional.rms_norm2d(x, self.parameter("weight"), self.eps, mask=mask)
+        return functional.rms_norm2d(
+            x,
+            self.parameter("weight"),
+            self.eps,
+            mask=mask,
+            residual=residual,
+            modulation=modulation,
+            activation=self.activation,
+        )

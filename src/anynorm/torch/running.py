@@ -15,10 +15,15 @@ def is_repeated() -> bool:
     """Whether this forward pass runs inside a backward pass: activation checkpointing's second, of the same batch.
 
     torch's checkpointing runs it there in both of its variants, and so do all that recompute in a backward function.
-    torch.compile around a checkpoint does not repeat what moves a buffer. A compiled program inside one cannot ask and
-    moves them twice, as torch.nn's do: compile what calls the checkpoint.
+    torch.compile around a checkpoint does not repeat what moves a buffer; a compiled program inside one asks when it
+    runs, by `ops.is_first_pass`.
     """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _asks_later() -> bool:
+    # What is exported is not run inside a checkpoint, and other programs cannot read the operator.
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def move(
@@ -42,6 +47,8 @@ def move(
     """
     if is_repeated():
         return
+    if _asks_later():
+        momentum = momentum * ops.is_first_pass(mean)
     if isinstance(count, Tensor):
         _step(running_mean, *_average_of_some(mean, count > 0, momentum))
         variance = variance * (count / (count - correction).clamp_min(1))
@@ -118,7 +125,7 @@ def momentum_of(module: Any) -> float | Tensor:
     """A module's momentum, and 1 / number of batches where it has none; the batch at hand is counted."""
     number, momentum = module._buffers["num_batches_tracked"], module.momentum
     if not is_repeated():
-        number.add_(1)
+        number.add_(ops.is_first_pass(number) if _asks_later() else 1)
     if momentum is not None:
         return momentum
     # A plain number makes the step of the statistics one operation; what is traced or batched has none to give.

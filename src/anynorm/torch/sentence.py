@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy
 
-from ..ops import torch as ops
+from ..ops.torch_fused import operation
 from ..pattern import ELLIPSIS
 from ..precision import checked_eps
 from ..spec import MOMENTS, NormSpec
@@ -32,14 +32,17 @@ class Norm(Base):
         remove: the moments to take out, "mean", "scale" or both; `"scale"` alone is RMS normalization.
         bias: whether there is a bias where there is a weight.
         device, dtype: of weight and bias.
+        activation: what follows the normalization: "relu", "silu", "gelu", "gelu_tanh" or None.
         **sizes: lengths of axes; those of the affine ones are needed.
 
     Call arguments:
         input: floating-point tensor whose shape fits the sentence.
         mask: boolean, broadcastable to the input; elements where it is false do not enter the statistics.
+        residual, modulation: what is added to the input and what y is scaled and shifted by; see `functional`.
+            A modulation (n, c) needs axes of samples in front and one of weight and bias behind it.
 
     Returns:
-        A tensor of the input's shape, type and memory format.
+        A tensor of the input's shape, type and memory format; with `residual` a pair, of that and of the sum.
 
     Raises:
         PatternError: the sentence cannot be read.
@@ -64,9 +67,10 @@ class Norm(Base):
         bias: bool = True,
         device: Any = None,
         dtype: Any = None,
+        activation: str | None = None,
         **sizes: int,
     ) -> None:
-        super().__init__()
+        super().__init__(activation=activation)
         self.spec = NormSpec.of(pattern, affine=affine, remove=remove, **sizes)
         self._sentence = self.spec.encode()
         self.eps = checked_eps(eps)
@@ -83,15 +87,23 @@ class Norm(Base):
         if self.bias is not None:
             torch.nn.init.zeros_(self.bias)
 
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        mask: Tensor | None = None,
+        *,
+        residual: Tensor | None = None,
+        modulation: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
         if isinstance(input, Proxy):
-            return self.as_leaf(input, mask)
-        weight, bias = self.parameter("weight"), self.parameter("bias")
-        return ops.normalize_checked(input, weight, bias, mask, self._sentence, self.eps)[0]
+            return self.as_leaf(input, mask=mask, residual=residual, modulation=modulation)
+        weight, bias = self.weight_and_bias()
+        how = operation(residual, modulation, self.activation)
+        return how.normalize_checked(input, weight, bias, mask, self._sentence, self.eps)[0]
 
     def extra_repr(self) -> str:
         words = repr(self.spec).removeprefix("NormSpec.of(").removesuffix(")")
-        return f"{words}, eps={self.eps}, bias={self.bias is not None}"
+        return f"{words}, eps={self.eps}, bias={self.bias is not None}{super().extra_repr()}"
 
 
 def _parameter_shape(spec: NormSpec) -> tuple[int, ...] | None:

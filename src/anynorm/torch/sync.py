@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed
 from torch.fx import Proxy
 
+from ..ops.torch_fused import Fused
 from ..ops.torch_processes import normalize as together
 from . import running
 from .batch import BatchNorm
@@ -27,8 +28,8 @@ class SyncBatchNorm(BatchNorm):
     Source: Ioffe, Szegedy 2015, arXiv:1502.03167.
 
     Args:
-        num_features, eps, momentum, affine, track_running_stats, device, dtype, bias, correction: as for
-            `BatchNorm1d`.
+        num_features, eps, momentum, affine, track_running_stats, device, dtype, bias, correction, activation: as
+            for `BatchNorm1d`.
         process_group: whose processes share their statistics; None for all.
 
     Call arguments, result and errors: those of `BatchNorm1d`.
@@ -52,9 +53,19 @@ class SyncBatchNorm(BatchNorm):
         *,
         bias: bool = True,
         correction: int = 1,
+        activation: str | None = None,
     ) -> None:
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, correction=correction
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            correction=correction,
+            activation=activation,
         )
         self.process_group = process_group
 
@@ -62,14 +73,24 @@ class SyncBatchNorm(BatchNorm):
         if input.dim() < 2:
             raise ValueError(f"the input must be (n, c, ...), and its shape is {tuple(input.shape)}")
 
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        mask: Tensor | None = None,
+        *,
+        residual: Tensor | None = None,
+        modulation: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
         group = self._processes() if self.training else None
         if group is None or isinstance(input, Proxy):
-            return super().forward(input, mask)
+            return super().forward(input, mask, residual=residual, modulation=modulation)
         self._check_input_dim(input)
         self.check_channels(input, self.num_features)
-        weight, bias = self.parameter("weight"), self.parameter("bias")
-        y, mean, variance, count = together(input, weight, bias, mask, BATCH, self.eps, group)
+        weight, bias = self.weight_and_bias()
+        fused = Fused(residual, modulation, self.activation)
+        y, mean, variance, count = fused.around(
+            lambda x: together(x, weight, bias, mask, BATCH, self.eps, group), input, BATCH
+        )
         running_mean, running_var, momentum = self.statistics()
         if running_mean is not None and running_var is not None:
             running.move(running_mean, running_var, mean, variance, count, momentum, self.correction)

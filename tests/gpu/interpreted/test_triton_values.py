@@ -222,14 +222,20 @@ def test_into_x_itself(name):
 
 def test_statistics_from_outside():
     from anynorm.kernels.triton import torch as door
+    from anynorm.ops.torch_given import apply_kernel
 
     case = BY_NAME["batch, channels last"]
-    x, _ = arrays(case)
+    x, dy = arrays(case)
     scale, offset = (torch.tensor(a) for a in case.parameters(np.random.default_rng(5)))
     mean, variance = torch.tensor([0.5, -2.0]), torch.tensor([2.0, 0.25])
-    y = door.apply(x, mean, variance, scale, offset, case.plan, 1e-3)
-    wanted = (x.double() - mean.double()) / (variance.double() + 1e-3).sqrt() * scale.double() + offset.double()
+    leaves = [a.requires_grad_() for a in (x, scale, offset)]
+    y = apply_kernel(*leaves, mean, variance, case.plan, 1e-3, door)
+    wide = [a.detach().double().requires_grad_() for a in leaves]
+    wanted = (wide[0] - mean.double()) / (variance.double() + 1e-3).sqrt() * wide[1] + wide[2]
     assert (y - wanted).abs().max() <= 8 * UNITS["float32"] * wanted.abs().max()
+    got, wanted = (torch.autograd.grad(out, of, dy) for out, of in ((y, leaves), (wanted, wide)))
+    for one, other in zip(got, wanted, strict=True):
+        assert (one - other).abs().max() <= 2e-6 * other.abs().max()
 
 
 def test_compiled_programs_run_the_kernel():

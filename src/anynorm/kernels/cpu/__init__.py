@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ...plan import Plan
 
-ABI = 1
+ABI = 2
 MAX_RUNS = 8
 OK = 0
 DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
@@ -53,7 +53,7 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "anynorm_forward": (_STATUS, [_PROBLEM, *[_ARRAY] * 7]),
     "anynorm_backward": (_STATUS, [_PROBLEM, *[_ARRAY] * 7]),
     "anynorm_moments": (_STATUS, [_PROBLEM, *[_ARRAY] * 4]),
-    "anynorm_apply": (_STATUS, [_PROBLEM, *[_ARRAY] * 6]),
+    "anynorm_apply": (_STATUS, [_PROBLEM, *[_ARRAY] * 7]),
     "anynorm_backward_sums": (_STATUS, [_PROBLEM, *[_ARRAY] * 7]),
     "anynorm_backward_apply": (_STATUS, [_PROBLEM, *[_ARRAY] * 5, ctypes.c_double, _ARRAY]),
     "anynorm_isa": (ctypes.c_char_p, []),

@@ -67,9 +67,9 @@ ANYNORM_API int anynorm_backward(const anynorm_problem* problem, const void* x, 
 ANYNORM_API int anynorm_moments(const anynorm_problem* problem, const void* x, void* mean, void* variance,
                                 double* saved);
 
-// y from statistics made elsewhere, such as running ones. mean is optional (then 0).
+// y from statistics made elsewhere, such as running ones; optionally saved. mean is optional (then 0).
 ANYNORM_API int anynorm_apply(const anynorm_problem* problem, const void* x, const void* mean, const void* variance,
-                              const void* scale, const void* offset, void* y);
+                              const void* scale, const void* offset, void* y, double* saved);
 
 // The first half of the gradient: for each statistic sum(g) and sum(g * h), two doubles; dscale and doffset.
 ANYNORM_API int anynorm_backward_sums(const anynorm_problem* problem, const void* x, const void* dy, const void* scale,

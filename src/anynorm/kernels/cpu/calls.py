@@ -28,8 +28,10 @@ def moments(told: Problem, x: int, mean: int, variance: int, saved: Address) -> 
     _check(library().anynorm_moments(told, x, mean, variance, saved))  # type: ignore[union-attr]
 
 
-def apply(told: Problem, x: int, mean: int, variance: int, scale: Address, offset: Address, y: int) -> None:
-    _check(library().anynorm_apply(told, x, mean, variance, scale, offset, y))  # type: ignore[union-attr]
+def apply(
+    told: Problem, x: int, mean: int, variance: int, scale: Address, offset: Address, y: int, saved: Address = None
+) -> None:
+    _check(library().anynorm_apply(told, x, mean, variance, scale, offset, y, saved))  # type: ignore[union-attr]
 
 
 def _check(status: int) -> None:

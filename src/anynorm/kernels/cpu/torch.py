@@ -79,11 +79,20 @@ def moments(x: Array, plan: Plan) -> tuple[Array, Array]:
 
 
 def apply(
-    x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, plan: Plan, eps: float
-) -> Array:
-    """y from statistics made elsewhere, over the kept axes as users have them."""
+    x: Array,
+    mean: Array,
+    variance: Array,
+    scale: Array | None,
+    offset: Array | None,
+    plan: Plan,
+    eps: float,
+    *,
+    gradient: bool = False,
+) -> tuple[Array, Array | None]:
+    """y from statistics made elsewhere, over the kept axes as users have them, and what the gradient needs."""
     x, scale, offset = dense(x, plan), small(scale, x, plan), small(offset, x, plan)
     mean, variance = statistic(mean, x, plan), statistic(variance, x, plan)
+    saved = room_for_saved(x, plan) if gradient else None
     y = torch.empty_like(x)
     calls.apply(
         _problem(x, scale, offset, plan, eps),
@@ -93,8 +102,9 @@ def apply(
         None if scale is None else scale.data_ptr(),
         None if offset is None else offset.data_ptr(),
         y.data_ptr(),
+        None if saved is None else saved.data_ptr(),
     )
-    return y
+    return y, saved
 
 
 def _problem(x: Array, scale: Array | None, offset: Array | None, plan: Plan, eps: float) -> Problem:

@@ -98,20 +98,29 @@ def _forward(
 
 
 def apply(
-    x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, plan: Plan, eps: float
-) -> Array:
-    """y from statistics made elsewhere, over the kept axes as users have them."""
+    x: Array,
+    mean: Array,
+    variance: Array,
+    scale: Array | None,
+    offset: Array | None,
+    plan: Plan,
+    eps: float,
+    *,
+    gradient: bool = False,
+) -> tuple[Array, Array | None]:
+    """y from statistics made elsewhere, over the kept axes as users have them, and what the gradient needs."""
     x, (scale, offset) = dense(x, plan), _smalls(scale, offset, x, plan)
     mean, variance = statistic(mean, x, plan), statistic(variance, x, plan)
     y, g = torch.empty_like(x), _geometry(plan)
+    saved = room_for_saved(x, plan) if gradient else None
     cut = split_table(g)
     with _on(x.device):
         split.apply[(g.outer * cut.chunks * cut.tiles,)](
-            x, y, scale, offset, None, mean, variance, None, *_cut(g, cut), 0, g.divisor, g.modulus, eps**0.5,
+            x, y, scale, offset, None, mean, variance, saved, *_cut(g, cut), 0, g.divisor, g.modulus, eps**0.5,
             **_tile(g, cut), BLOCK=cut.block, AFFINE=g.affine, REMOVES_MEAN=True, REMOVES_SCALE=True,
             num_warps=cut.warps, **_OPTIONS,
         )  # fmt: skip
-    return y
+    return y, saved
 
 
 def backward(

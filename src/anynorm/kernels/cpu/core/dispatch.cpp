@@ -289,17 +289,25 @@ int anynorm_moments(const anynorm_problem* problem, const void* x, void* mean, v
 }
 
 int anynorm_apply(const anynorm_problem* problem, const void* x, const void* mean, const void* variance,
-                  const void* scale, const void* offset, void* y) {
+                  const void* scale, const void* offset, void* y, double* saved) {
   Prepared p;
   if (const int failure = p.prepare(*problem)) return failure;
-  if (p.empty) return ANYNORM_OK;
+  if (p.empty) {
+    zero_statistics(p, nullptr, nullptr, saved);
+    return ANYNORM_OK;
+  }
   Call& call = p.call;
   if (!p.take(scale, problem->scale_dtype, &p.scale, &call.scale) ||
       !p.take(offset, problem->offset_dtype, &p.offset, &call.offset) || !p.complete())
     return ANYNORM_NO_MEMORY;
   const int64_t groups = call.geometry.groups;
-  std::unique_ptr<Statistic[]> statistics(new (std::nothrow) Statistic[size_t(groups)]);
-  if (!statistics) return ANYNORM_NO_MEMORY;
+  std::unique_ptr<double[]> own;
+  if (saved == nullptr) {
+    own.reset(new (std::nothrow) double[2 * size_t(groups)]);
+    saved = own.get();
+  }
+  if (saved == nullptr) return ANYNORM_NO_MEMORY;
+  Statistic* const statistics = reinterpret_cast<Statistic*>(saved);
   const auto at = [&](const void* array, int64_t i) {
     return p.wide ? static_cast<const double*>(array)[i] : double(static_cast<const float*>(array)[i]);
   };
@@ -311,7 +319,7 @@ int anynorm_apply(const anynorm_problem* problem, const void* x, const void* mea
   call.x = x;
   call.y = y;
   call.given = true;
-  call.statistics = statistics.get();
+  call.statistics = statistics;
   call.past = goes_past(x, y, p.bytes);
   return loops().forward[problem->dtype](call);
 }
@@ -344,4 +352,4 @@ int anynorm_use_isa(const char* name) {
 
 void anynorm_use_cache(int64_t bytes) { use_cache(bytes); }
 
-int anynorm_abi(void) { return 1; }
+int anynorm_abi(void) { return 2; }

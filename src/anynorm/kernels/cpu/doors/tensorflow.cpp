@@ -9,7 +9,7 @@
 namespace anynorm {
 
 // The version of anynorm.h that this was written for.
-enum { kAbi = 1 };
+enum { kAbi = 2 };
 
 TensorFlowApi tf;
 

@@ -87,7 +87,7 @@ void apply(void* kernel, TF_OpKernelContext* context) {
   const void* const scale = call.scale(3);
   const void* const offset = call.offset(3);
   if (!call.ok()) return;
-  call.finish(anynorm_apply(&call.problem, x, mean, variance, scale, offset, y));
+  call.finish(anynorm_apply(&call.problem, x, mean, variance, scale, offset, y, nullptr));
 }
 
 void* create(TF_OpKernelConstruction* construction) {

@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +24,7 @@ from anynorm import NormSpec
 from anynorm.kernels.triton import torch as door
 from anynorm.kernels.triton.table import Device
 from anynorm.ops.torch_arrays import plan_of
+from anynorm.plan import Plan
 
 POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -64,16 +67,9 @@ class Launch:
         return hash(self) == hash(other)
 
 
-def launched(
-    pattern: str, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False, capability: int = 90,
-    **sizes: int,
-) -> list[Launch]:  # fmt: skip
-    """The launches of both passes, forward first; tensors without memory stand for the arrays."""
-    spec = NormSpec.of(pattern, **sizes)
-    x = torch.empty(shape, dtype=dtype, device="meta")
-    x = x.to(memory_format=torch.channels_last) if channels_last else x
-    plan = plan_of(x, spec)
-    scale, offset = (torch.empty(plan.affine.shape, device="meta") if spec.affine else None for _ in range(2))
+@contextmanager
+def recorded(capability: int = 90) -> Iterator[list[Launch]]:
+    """The launches, none of which takes place."""
     found: list[Launch] = []
 
     def noted(self: JITFunction, *arguments: Any, grid: Any, warmup: bool, num_warps: int, **options: Any) -> None:
@@ -83,6 +79,26 @@ def launched(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JITFunction, "run", noted)
         patch.setattr(door, "_device", lambda device: Device(132, capability // 10))
+        yield found
+
+
+def arrays(
+    pattern: str, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False,
+    remove: tuple[str, ...] = ("mean", "scale"), **sizes: int,
+) -> tuple[Plan, torch.Tensor, Any, Any]:  # fmt: skip
+    """The plan, x, scale and offset; the tensors have no memory."""
+    spec = NormSpec.of(pattern, remove=remove, **sizes)
+    x = torch.empty(shape, dtype=dtype, device="meta")
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    plan = plan_of(x, spec)
+    scale, offset = (torch.empty(plan.affine.shape, device="meta") if spec.affine else None for _ in range(2))
+    return plan, x, scale, offset
+
+
+def launched(*of: Any, capability: int = 90, **how: Any) -> list[Launch]:
+    """The launches of both passes, forward first."""
+    plan, x, scale, offset = arrays(*of, **how)
+    with recorded(capability) as found:
         y, _, _, saved = door.forward(x, scale, offset, plan, 1e-5, statistics=False)
         door.backward(x, y, scale, offset, saved, plan, 1e-5)
     return found

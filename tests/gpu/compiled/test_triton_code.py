@@ -7,9 +7,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from triton_code import Code, Launch, compiled, launched
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton_code import Code, Launch, arrays, compiled, launched, recorded
 
 from anynorm.kernels.triton import interpreted
+from anynorm.kernels.triton import torch as door
 
 pytestmark = pytest.mark.skipif(interpreted(), reason="Triton was told to interpret its kernels")
 
@@ -44,7 +47,7 @@ EVERYWHERE = ("layer, rows of 16384", "layer, rows of 32768, half", "layer, rows
 def launches_of(name: str, capability: int = 90) -> list[Launch]:
     sentence, shape, dtype = CASES[name]
     sizes = {"g": 32} if "g " in sentence else {}
-    return launched(sentence, shape, dtype, "channels last" in name, capability, **sizes)
+    return launched(sentence, shape, dtype, "channels last" in name, capability=capability, **sizes)
 
 
 def check(launch: Launch, code: Code) -> None:
@@ -69,6 +72,51 @@ def test_code(name):
 def test_code_for_other_generations(name, capability):
     for launch in launches_of(name, capability):
         check(launch, compiled(launch, capability))
+
+
+# Plans that take other turns than those above.
+OTHERS = {
+    "RMS": ("... [c]", (4096, 1024), FLOAT, False, ("scale",)),
+    "filter response": ("n [...] c", (16, 56, 56, 64), HALF, False, ("scale",)),
+    "mean only": ("[...] c", (16, 56, 56, 64), FLOAT, False, ("mean",)),
+    "weight standardization": ("[h w i] o", (3, 3, 512, 512), FLOAT),
+    "one row of one element": ("n [c]", (1, 1), FLOAT),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_plans_and_calls_compile(name):
+    plan, x, scale, offset = arrays(*OTHERS[name])
+    launches = launched(*OTHERS[name])
+    with recorded() as more:
+        mean, variance = door.moments(x, plan)
+        door.apply(x, mean, variance, scale, offset, plan, 1e-5, gradient=True)
+    for launch in [*launches, *more]:
+        assert compiled(launch, 90).stack == 0
+
+
+class NoDriver:
+    """Of a device that nothing is launched on."""
+
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["layer, rows of 1152", "group, channels last, half"])
+def test_triton_takes_the_arguments_as_these_tests_do(name, monkeypatch):
+    """What its own launcher makes of them up to the launch; without a warning."""
+    launches = launches_of(name)
+    monkeypatch.setattr(driver, "_active", NoDriver())
+    for launch in launches:
+        built = launch.kernel.warmup(
+            **launch.arguments, grid=launch.grid, num_warps=launch.warps, enable_fp_fusion=True
+        )
+        assert built.src.signature == launch.source.signature
+        assert built.src.constants == launch.source.constants
+        assert {i: facts for i, facts in built.src.attrs.items() if facts} == launch.source.attrs
+        assert built.metadata.num_warps == launch.warps
 
 
 def test_a_spill_is_seen():

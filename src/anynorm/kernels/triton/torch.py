@@ -112,19 +112,15 @@ def apply(
     x, (scale, offset) = dense(x, plan), _smalls(scale, offset, x, plan)
     mean, variance = statistic(mean, x, plan), statistic(variance, x, plan)
     y, g = torch.empty_like(x), _geometry(plan)
+    saved = room_for_saved(x, plan) if gradient else None
     cut = split_table(g)
     with _on(x.device):
         split.apply[(g.outer * cut.chunks * cut.tiles,)](
-            x, y, scale, offset, None, mean, variance, None, *_cut(g, cut), 0, g.divisor, g.modulus, eps**0.5,
+            x, y, scale, offset, None, mean, variance, saved, *_cut(g, cut), 0, g.divisor, g.modulus, eps**0.5,
             **_tile(g, cut), BLOCK=cut.block, AFFINE=g.affine, REMOVES_MEAN=True, REMOVES_SCALE=True,
             num_warps=cut.warps, **_OPTIONS,
         )  # fmt: skip
-    return y, torch.stack((mean.flatten().double(), _rstd(variance, eps)), -1) if gradient else None
-
-
-def _rstd(variance: Array, eps: float) -> Array:
-    total = variance.flatten().double() + eps
-    return total.rsqrt().masked_fill(total == 0, 0.0)
+    return y, saved
 
 
 def backward(

@@ -113,8 +113,8 @@ def revert(model: Any, receipt: Receipt, *, probe: Any = None, inplace: bool = F
     For that a receipt keeps, in memory and not in what is saved: of `swap` the old norms with their numbers; of `fold`
     these and the kernels and biases in front of them; of `freeze` and `unfreeze` the flags; of `reestimate` the old
     running statistics. Those come back as they were before the operation; everything else in the model stays as it is
-    now, trained meanwhile or not. What was learned in a layer that goes is gone. In torch a norm comes back in the mode,
-    on the device and in the type of what it takes the place of.
+    now, trained meanwhile or not. What was learned in a layer that goes is gone. In torch a norm comes back in the
+    mode, on the device and in the type of what it takes the place of.
 
     Args:
         model: what the operation returned, or a copy of it with the same names.

@@ -29,7 +29,8 @@ def load(
 
     Args:
         path: a `.h5`, `.hdf5` or `.keras` file or a SavedModel folder of a Sequential or functional model of ordinary
-            Keras layers, normalizations of TensorFlow Addons and those of keras-contrib.
+            Keras layers, normalizations of TensorFlow Addons and those of keras-contrib. What Keras 3 computes
+            otherwise under the same name, such as `hard_sigmoid`, becomes the old function, or is refused.
         report: whether to return the `Report` too: what became of every layer.
         unsafe: whether code in the file may be run: Lambda layers.
         progress: is called with how many weights have been read and of how many.

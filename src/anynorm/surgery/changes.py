@@ -21,7 +21,8 @@ def swap(
     channels at each position.
 
     Args:
-        model: of torch; or of Keras, built, Sequential or functional, with shared layers and models within it.
+        model: of torch; or of Keras, built, Sequential or functional and of Keras's own class, with shared layers and
+            models within it. A loss of one's own leaves the new model not compiled; the receipt says so.
         source: the kind of the norms: "batch", "group", "instance", "layer", "rms" or "any".
         target: what they become: any of these but "any". A norm of that kind already becomes anynorm's, the same.
         groups: how many groups group normalization is to have, 32 where nothing is said. Each norm takes the divisor
@@ -112,7 +113,8 @@ def revert(model: Any, receipt: Receipt, *, probe: Any = None, inplace: bool = F
     For that a receipt keeps, in memory and not in what is saved: of `swap` the old norms with their numbers; of `fold`
     these and the kernels and biases in front of them; of `freeze` and `unfreeze` the flags; of `reestimate` the old
     running statistics. Those come back as they were before the operation; everything else in the model stays as it is
-    now, trained meanwhile or not. What was learned in a layer that goes is gone.
+    now, trained meanwhile or not. What was learned in a layer that goes is gone. In torch a norm comes back in the
+    mode, on the device and in the type of what it takes the place of.
 
     Args:
         model: what the operation returned, or a copy of it with the same names.
@@ -123,7 +125,8 @@ def revert(model: Any, receipt: Receipt, *, probe: Any = None, inplace: bool = F
         The model and a receipt of its own.
 
     Raises:
-        ValueError: the receipt keeps nothing, or the model has no layers of the names that it has.
+        ValueError: the receipt keeps nothing, or the model has no layers of the names, classes and shapes that it has;
+            the model stays as it is.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.BatchNorm2d(6)).eval()

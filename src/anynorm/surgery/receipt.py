@@ -60,7 +60,7 @@ class Receipt:
         before, after: numbers in the whole model: parameters, running statistics among them; what several layers share
             counts once.
         difference: the largest difference between the model's outputs before and after, on the probe input, outside
-            training; None where nothing could be run.
+            training; None where nothing could be run or compared, and a note says why.
         largest: the largest output before, which `difference` is to be seen against.
         probe: what the probe input was, or why there was none.
         notes: what concerns no single layer.

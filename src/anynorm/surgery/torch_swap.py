@@ -45,7 +45,7 @@ def swap(model: nn.Module, wish: Wish, probe: Probe, receipt: Receipt) -> nn.Mod
             if id(module) in elsewhere:
                 raise Refused(f"{elsewhere[id(module)]} holds it too, and would keep it")
             if kind in ("layer", "rms") and wish.target in ("group", "instance"):
-                _check_batch_first(model, name)
+                _check_batch_first(model, name, shapes.get(name, []))
             new, note = _made(module, kind, wish, shapes.get(name, []))
         except Refused as refused:
             receipt.refuse(name, module, str(refused))
@@ -65,10 +65,12 @@ def swap(model: nn.Module, wish: Wish, probe: Probe, receipt: Receipt) -> nn.Mod
     return model
 
 
-def _check_batch_first(model: nn.Module, name: str) -> None:
-    """Raise for a norm beside layers that take sequences as (length, batch, channels)."""
+def _check_batch_first(model: nn.Module, name: str, shapes: list[tuple[int, ...]]) -> None:
+    """Raise for a norm of sequences beside layers that take them as (length, batch, channels)."""
     above = model.get_submodule(name.rpartition(".")[0])
-    if any(getattr(module, "batch_first", True) is False for module in above.modules()):
+    if (not shapes or any(len(shape) == 3 for shape in shapes)) and any(
+        getattr(module, "batch_first", True) is False for module in above.modules()
+    ):
         raise Refused(
             "beside it are layers with batch_first=False: over the positions of an input (length, batch, channels) "
             "statistics would mix samples"

@@ -23,14 +23,15 @@ def freeze(model: Any, kind: str = ANY, *, probe: Any = None, inplace: bool = Fa
     Args:
         model: of torch or Keras.
         kind: of the norms: "batch", "group", "instance", "layer", "rms" or "any".
-        probe, inplace: as for `swap`; a Keras model of one's own class needs inplace=True.
+        probe, inplace: as for `swap`; a Keras model of one's own class, or with layers that another layer holds too,
+            needs inplace=True.
 
     Returns:
         The model and the receipt.
 
     Raises:
         TypeError: no model of Keras or torch.
-        ValueError: a kind that there is not.
+        ValueError: a kind that there is not; a copy whose outputs differ, since a layer has numbers of its own.
 
     >>> import torch
     >>> model, receipt = freeze(torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.BatchNorm1d(6)))
@@ -83,7 +84,7 @@ def reestimate(
     Source: Wu, Johnson 2021, arXiv:2105.07576 ("precise batch normalization").
 
     Args:
-        model: of torch or Keras, subclassed ones with inplace=True.
+        model: of torch or Keras, as for `freeze`.
         data: an array of inputs, or an iterable of batches: a DataLoader, a `tf.data.Dataset`, a `PyDataset`, a list.
             A batch is an array, a dictionary of named inputs, or a tuple or list whose first entry is one of these, as
             in (x, y); ((x1, x2), y) for a model with two inputs.

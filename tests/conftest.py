@@ -12,8 +12,8 @@ import pytest
 with contextlib.suppress(ImportError):
     import triton  # noqa: F401
 
-# Needs the old libraries.
-collect_ignore = ["old_files"]
+# Need the old libraries, and Triton.
+collect_ignore = ["old_files", "triton_code.py"]
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")

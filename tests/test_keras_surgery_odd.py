@@ -43,6 +43,13 @@ def test_what_a_layer_worked_out_from_its_weights_is_copied(operation):
         assert receipt.difference <= 1e-5 * receipt.largest
 
 
+def test_what_a_layer_learned_from_data_and_keeps_in_its_configuration_is_copied():
+    layer, x = L.Discretization(num_bins=4, output_mode="one_hot"), data(64, 1)
+    layer.adapt(x)
+    model = filled(functional([layer, L.Flatten(), L.Dense(3), L.BatchNormalization()], (1,)))
+    assert np.array_equal(run(S.freeze(model)[0], x)[0], run(model, x)[0])
+
+
 @keras.saving.register_keras_serializable("test_keras_surgery_odd")
 class Forgetful(L.Layer):
     """Has a number that is in no configuration and no weight."""

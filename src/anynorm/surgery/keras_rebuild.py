@@ -145,8 +145,11 @@ def _take_over(old: Any, new: Any) -> None:
     for one, other in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
         other.trainable = one.trainable
         if hasattr(one, "finalize_state") and one.built:
-            # What a layer works out from its weights, such as the mean and variance that Normalization takes.
-            other.finalize_state()
+            # What a layer works out from its weights, such as the mean and variance that Normalization takes, it does
+            # where it reads them.
+            store: dict[str, Any] = {}
+            one.save_own_variables(store)
+            other.load_own_variables({key: _copied(values) for key, values in store.items()})
 
 
 def _copied(values: Any) -> np.ndarray:

@@ -45,6 +45,14 @@ OF_FORWARD = ("forward", "statistics", "apply")
 WAYS = [(FIRST, "held"), (ROWS, "held"), (GROUP, "cut"), (ROWS, "cut")]
 
 
+@pytest.fixture(autouse=True)
+def nan_in_new_memory():
+    """So that nothing is read that nobody wrote."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     small_tiles(monkeypatch)

@@ -31,6 +31,8 @@ TILE = 4096
 HELD, HELD_GRADIENT, HELD_SUMS = 16384, 16384, 8192
 # Of rows in half precision twice as many fit beside their scale; what the compiler makes for later generations spills.
 HELD_HALF, HELD_HALF_UNTIL = 32768, 10
+# Short rows side by side: a warp has numbers of its own for each of its rows, and registers for eight, four backward.
+MOST_ROWS = 128
 # More lanes of a tile than this may not idle.
 WASTE = 0.25
 # A sector of memory is read whole: so much must lie side by side.
@@ -241,11 +243,13 @@ def held(g: Geometry, itemsize: int, gradient: bool, device: Device) -> Held | N
     least = min(SECTOR // itemsize, padded(g.segments)) if g.columns else 1
     if tile * least > most:
         return None
-    kept = max(least, TILE // padded(tile))
+    kept = max(least, min(MOST_ROWS, TILE // padded(tile)))
     if g.columns:
         kept = max(least, min(kept, padded(g.segments)))
     elements = kept * padded(tile)
     warps = _warps(elements * 2 if gradient else elements)
+    if not g.columns:
+        warps = max(warps, min(16, kept // (4 if gradient else 8)))
     # A program's sums are as long as a group: the fewer programs, the less is written, and the longer the group, the
     # fewer have room on a processor.
     programs = device.processors * max(1, min(4, HELD_SUMS // tile)) if sums else 0

@@ -18,16 +18,22 @@ from anynorm.figures.save import save as save_figure
 CHART = ROOT / "docs" / "gpu.png"
 Row = dict[str, Any]
 
+# Sentences, which no formatter breaks.
+# ruff: noqa: E501
 _WORDS = {
     "en": {
-        "none": "On GPUs the kernels have not been measured yet; `make gpu` measures them on a machine that has one.\n",
+        "none": "For NVIDIA GPUs there are kernels in Triton for torch (`ANYNORM_KERNEL=triton`) and in Pallas for JAX "
+        "(`ANYNORM_KERNEL=pallas`). They are tested in interpreters and compiled, and have not run on a GPU yet: so they "
+        "serve only where they are asked for, and their speed is not measured. `make gpu` tests and measures them.\n",
         "header": ("on a GPU", "of the copy's rate", "goal", "times torch's speed", "goal"),
         "chart": "Share of the copy's rate and times faster than torch on a GPU, for each goal",
         "where": "{gpu}, {date}, commit {commit}; torch {torch}. All rows: "
         "[benchmarks/results/gpu.json](benchmarks/results/gpu.json).\n",
     },
     "ko": {
-        "none": "GPU에서는 아직 측정하지 않았습니다. GPU가 있는 컴퓨터에서 `make gpu`로 측정합니다.\n",
+        "none": "NVIDIA GPU용 커널은 torch에는 Triton(`ANYNORM_KERNEL=triton`), JAX에는 Pallas(`ANYNORM_KERNEL=pallas`)로 "
+        "있습니다. 인터프리터로 시험하고 컴파일도 했지만 아직 GPU에서 실행해 보지 않았습니다. 그래서 청할 때만 쓰이며, 속도도 "
+        "측정하지 않았습니다. `make gpu`로 시험하고 측정합니다.\n",
         "header": ("GPU에서", "복사 속도에 대한 비율", "목표", "torch보다 빠른 정도", "목표"),
         "chart": "목표마다 GPU에서 복사 속도에 대한 비율과 torch보다 몇 배 빠른지",
         "where": "{gpu}, {date}, 커밋 {commit}; torch {torch}. 모든 측정값: "

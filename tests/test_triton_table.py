@@ -123,6 +123,14 @@ def test_select_chooses_triton_on_a_device_that_can(driver):
             select(LAYER.plan, *arguments, "triton")
 
 
+def test_unasked_triton_is_not_chosen_before_it_ran_somewhere(driver, monkeypatch):
+    monkeypatch.delenv("ANYNORM_KERNEL", raising=False)
+    driver("")
+    choice = _select(LAYER.plan, "torch", "cuda", "float32", None, False)
+    assert choice.kernel == "composed"
+    assert "ANYNORM_KERNEL=triton takes them" in choice.why
+
+
 def test_a_missing_driver_gives_composed_and_says_so(driver, monkeypatch):
     monkeypatch.delenv("ANYNORM_KERNEL", raising=False)
     driver("there is no NVIDIA driver")

@@ -1,7 +1,7 @@
 """Which kernel computes a normalization, and why: the one run-time choice, pure and printable.
 
 cpu        anynorm's own loops for CPUs, wherever they have loops for the runs at hand
-triton     anynorm's own kernels for NVIDIA GPUs on torch, wherever they have loops for the runs at hand
+triton     anynorm's own kernels for NVIDIA GPUs on torch, where they are asked for
 pallas     anynorm's own kernels for CUDA GPUs on JAX, where they are asked for
 native     the framework's own kernel, where its answer keeps the precision contract and anynorm's own are missing
 composed   the formula in the framework's primitives: the answer everywhere else
@@ -79,7 +79,7 @@ def _select(plan: Plan, framework: str, device: str, dtype: str, forced: str | N
         raise ValueError(f'there is no kernel "{forced}" ({VARIABLE} or kernel=); there are {", ".join(KERNELS)}')
     why_not = {
         "cpu": _why_not_cpu(plan, framework, device, masked),
-        "triton": _why_not_triton(plan, framework, device, dtype, masked),
+        "triton": _why_not_triton(plan, framework, device, dtype, masked, forced),
         "pallas": _why_not_pallas(plan, framework, device, dtype, masked, forced),
         "native": _why_not_native(plan, framework, device, masked),
     }
@@ -91,8 +91,7 @@ def _select(plan: Plan, framework: str, device: str, dtype: str, forced: str | N
     if "cpu" in able:
         note = _NOTES.get(framework, "")
         return Choice("cpu", f"anynorm's own loops for CPUs, statistics in {statistics} and double{note}")
-    # The interpreter is for tests, and nobody else's choice.
-    if "triton" in able and (forced or device != "cpu"):
+    if "triton" in able:
         return Choice("triton", f"anynorm's own loops for GPUs, statistics in {statistics} and double")
     if "pallas" in able:
         note = _NOTES[framework]
@@ -130,7 +129,7 @@ def _why_not_cpu(plan: Plan, framework: str, device: str, masked: bool) -> str:
     return ""
 
 
-def _why_not_triton(plan: Plan, framework: str, device: str, dtype: str, masked: bool) -> str:
+def _why_not_triton(plan: Plan, framework: str, device: str, dtype: str, masked: bool, forced: str | None) -> str:
     """The reason why anynorm's loops for GPUs do not serve; empty where they do."""
     if framework != "torch":
         return "the Triton kernels are for torch"
@@ -146,6 +145,8 @@ def _why_not_triton(plan: Plan, framework: str, device: str, dtype: str, masked:
         return (
             f"the Triton kernels have no loops for {'an empty array' if plan.empty else f'runs of this order, {plan}'}"
         )
+    if forced != "triton":
+        return f"the Triton kernels have not run on a GPU yet; {VARIABLE}=triton takes them"
     return ""
 
 

@@ -36,7 +36,7 @@ def on_device(*tensors):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("case", SERVED, ids=lambda case: case.name)
 def test_values(case, dtype):
-    assert select(case.plan, "torch", "cuda", dtype).kernel == "triton"
+    assert select(case.plan, "torch", "cuda", dtype, "triton").kernel == "triton"
     check(case, *on_device(*arrays(case, dtype=dtype)))
 
 

@@ -12,6 +12,7 @@ from test_torch_modules import IMAGE, MODULES, made, modules
 from torch import func
 from torch.utils.checkpoint import checkpoint
 
+import anynorm
 import anynorm.torch as A  # noqa: N812
 
 
@@ -183,6 +184,11 @@ def test_onnx_has_single_nodes(opset, tmp_path):
     close(torch.tensor(y), module(x))
 
 
+class Sentence(torch.nn.Module):
+    def forward(self, x):
+        return anynorm.normalize(x, "n (g [c]) [...]", g=3)
+
+
 @pytest.mark.parametrize("opset", [17, 18])
 def test_onnx_composes_what_it_has_no_node_for(opset, tmp_path):
     """Sentences and filter response normalization, in one model; a batch of any size in the new exporter."""
@@ -195,6 +201,7 @@ def test_onnx_composes_what_it_has_no_node_for(opset, tmp_path):
         A.Norm("n (g [c]) h [w]", affine="(g c) h", g=3, c=2, h=5),
         A.Norm("[n] c ...", c=6, remove="mean"),
         A.Norm("n [c] ...", c=6, remove="scale", bias=False),
+        Sentence(),
     ).eval()
     torch.manual_seed(0)
     for parameter in module.parameters():

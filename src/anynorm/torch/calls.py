@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function
 
@@ -18,15 +17,6 @@ def overridden(
     """What a subclass of Tensor, or a mode, makes of a call."""
     fused = {} if how is ops else how._asdict()
     return handle_torch_function(function, tensors, *given, **rest, **fused)
-
-
-def goes_to_onnx(mask: Tensor | None) -> bool:
-    """Whether what is traced will be ONNX's; not asked where nothing is, since that would cost a small array's time."""
-    if not torch.onnx.is_in_onnx_export():
-        return False
-    if mask is not None:
-        raise ValueError("ONNX's normalizations take no mask: export the model without one")
-    return True
 
 
 def exported(how: Any, sentence: str, input: Tensor, norm: Callable[..., Tensor], *given: Any) -> Any:

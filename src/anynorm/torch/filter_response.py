@@ -8,10 +8,9 @@ from torch.fx import Proxy
 
 from ..catalogue import filter_response
 from ..ops import torch as ops
+from ..ops import torch_onnx
 from ..precision import checked_eps
-from . import export
 from .base import Base
-from .calls import goes_to_onnx
 
 # What the learned part of epsilon begins with.
 LEARNED = 1e-4
@@ -76,9 +75,9 @@ class FilterResponseNorm(Base):
                 f"has the shape {tuple(x.shape)}"
             )
         spec = filter_response(range(2, x.dim()), x.dim())
-        if ops.is_traced() and goes_to_onnx(None):
+        if ops.is_traced() and torch_onnx.goes_to_onnx(None):
             eps = self.eps if self.learned_eps is None else self.eps + self.learned_eps.abs()
-            return export.normalize(x, self.weight, self.bias, spec, eps)
+            return torch_onnx.normalize(x, self.weight, self.bias, spec, eps)
         if self.learned_eps is None:
             y: Tensor = ops.normalize(x, self.weight, self.bias, None, spec, self.eps)[0]
             return y

@@ -43,8 +43,9 @@ from torch.overrides import has_torch_function_variadic
 
 from ..ops import torch as ops
 from ..ops.torch_fused import operation
+from ..ops.torch_onnx import goes_to_onnx
 from . import nested
-from .calls import exported, goes_to_onnx, overridden
+from .calls import exported, overridden
 from .functional_running import batch_norm, instance_norm
 from .sentences import LAYER_CHANNELS, RMS_CHANNELS, groups_of, over_last
 

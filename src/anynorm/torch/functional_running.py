@@ -10,8 +10,9 @@ from torch.overrides import has_torch_function_variadic
 
 from ..ops import torch as ops
 from ..ops.torch_fused import operation
+from ..ops.torch_onnx import goes_to_onnx
 from . import running
-from .calls import exported, goes_to_onnx, overridden
+from .calls import exported, overridden
 from .sentences import BATCH, INSTANCE
 
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.fx import Proxy
 
 from ..ops import torch as ops
+from ..ops import torch_onnx
 from ..ops.torch_fused import operation
 from ..pattern import ELLIPSIS
 from ..precision import checked_eps
 from ..spec import MOMENTS, NormSpec
-from . import export
 from .base import Base
-from .calls import exported, goes_to_onnx
+from .calls import exported
 
 
 class Norm(Base):
@@ -102,8 +102,8 @@ class Norm(Base):
             return self.as_leaf(input, mask=mask, residual=residual, modulation=modulation)
         weight, bias = self.weight_and_bias()
         how = operation(residual, modulation, self.activation)
-        if ops.is_traced() and goes_to_onnx(mask):
-            return exported(how, self._sentence, input, export.normalize, weight, bias, self.spec, self.eps)
+        if ops.is_traced() and torch_onnx.goes_to_onnx(mask):
+            return exported(how, self._sentence, input, torch_onnx.normalize, weight, bias, self.spec, self.eps)
         return how.normalize_checked(input, weight, bias, mask, self._sentence, self.eps)[0]
 
     def extra_repr(self) -> str:

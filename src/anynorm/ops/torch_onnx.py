@@ -11,6 +11,15 @@ from torch.nn import functional as peer
 from ..spec import NormSpec, affine_names
 
 
+def goes_to_onnx(mask: Tensor | None) -> bool:
+    """Whether what is traced will be ONNX's; not asked where nothing is, since that would cost a small array's time."""
+    if not torch.onnx.is_in_onnx_export():
+        return False
+    if mask is not None:
+        raise ValueError("ONNX's normalizations take no mask: export the model without one")
+    return True
+
+
 def normalize(x: Tensor, scale: Tensor | None, offset: Tensor | None, spec: NormSpec, eps: float | Tensor) -> Tensor:
     """y of a sentence in operations that every opset has: the axes that share a statistic become the last one."""
     pattern = spec.pattern.expand(x.ndim)

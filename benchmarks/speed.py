@@ -72,7 +72,7 @@ def main(
     console = Console(width=max(190, Console().width))
     if readme:
         data = saved("speed") or provenance() | {"rows": []}
-        show(console, data["rows"], data["machine"]["cache"] or 2**25, goals=True)
+        show(console, data["rows"], data["machine"]["cache"], goals=True)
         write_readmes()
         return
     # As people type it.
@@ -86,7 +86,7 @@ def main(
         for row in rows:
             click.echo(json.dumps(row, ensure_ascii=False))
     else:
-        show(console, rows, provenance()["machine"]["cache"] or 2**25, goals=whole)
+        show(console, rows, provenance()["machine"]["cache"], goals=whole)
     if not whole:
         click.echo("a part of the table: not saved", err=True)
         return

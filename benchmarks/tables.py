@@ -168,7 +168,7 @@ def _page(data: dict[str, Any], fit: dict[str, Any] | None, language: str) -> st
         values = [_times(headline(rows, case, framework)) for framework in MODES]
         in_copies = None if torch is None else copies(torch)
         lines.append([title, case.size, *values, "–" if in_copies is None else f"{in_copies:.1f}"])
-    means = {o.goal.text: o for o in outcomes(rows, data["machine"]["cache"] or 2**25) if o.goal.mean}
+    means = {o.goal.text: o for o in outcomes(rows, data["machine"]["cache"]) if o.goal.mean}
     named = ", ".join(f"{_frameworks(text)} {o.mean:.1f}×" for text, o in means.items() if o.mean is not None)
     parts = [
         f"![{words['chart']}](docs/speed.png)\n",

@@ -13,6 +13,7 @@ from .keras_graph import is_graph, layers
 from .keras_norms import numbers
 from .keras_probe import Probe
 from .keras_rebuild import rebuilt
+from .proving import check_copy
 from .receipt import Receipt
 from .swapping import Wish
 
@@ -23,6 +24,8 @@ weight_decay = keras_training.weight_decay
 
 def swap(model: Any, wish: Wish, probe: Probe, receipt: Receipt, inplace: bool) -> Any:
     compiled = _is_compiled(model)
+    if not inplace and is_graph(model):
+        check_copy(rebuilt(model, {}), probe, coarsest(model))
     return _noted(compiled, keras_swap.swap(model, wish, probe.shapes, receipt, inplace), receipt)
 
 
@@ -39,8 +42,12 @@ def freeze(model: Any, kind: str, frozen: bool, receipt: Receipt, inplace: bool)
     return made if inplace else _noted(_is_compiled(model), made, receipt)
 
 
-def reestimate(model: Any, batches: Any, advance: Advance, receipt: Receipt, inplace: bool) -> tuple[Any, int | None]:
+def reestimate(
+    model: Any, batches: Any, advance: Advance, probe: Probe, receipt: Receipt, inplace: bool
+) -> tuple[Any, int | None]:
     made = _own(model, inplace)
+    if not inplace:
+        check_copy(made, probe, coarsest(model))
     done = keras_training.reestimate(made, batches, advance, receipt)
     return made if inplace else _noted(_is_compiled(model), made, receipt), done
 

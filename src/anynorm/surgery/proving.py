@@ -10,6 +10,8 @@ from .receipt import Receipt, first_line
 
 # Of the largest output: what a model may differ by that is to compute the same, and by how much one that is run twice.
 _SAME, _REPEATED = 1e-3, 1e-5
+# How many times as far as from itself.
+_FAR = 10
 
 
 def finished(side: Any, changed: Any, measured: Any, receipt: Receipt) -> Receipt:
@@ -59,7 +61,7 @@ def proved(
     """
     try:
         finished(side, changed, measured, receipt)
-        wrong = coarsest is not None and differs(receipt, coarsest) and not varies(measured)
+        wrong = coarsest is not None and differs(receipt, coarsest, measured.repeated)
     except Exception as failed:  # whatever a model raises that its forward no longer fits
         _undone(side, changed, receipt, inplace)
         raise ValueError(
@@ -76,11 +78,24 @@ def proved(
     return receipt
 
 
-def differs(receipt: Receipt, coarsest: float) -> bool:
-    """Whether the outputs differ by more than rounding."""
+def differs(receipt: Receipt, coarsest: float, repeated: float = 0.0) -> bool:
+    """Whether the outputs differ by more than rounding, and far more than those of one model run twice."""
     if receipt.difference is None or receipt.largest is None:
         return False
-    return receipt.difference > max(_SAME, 64 * coarsest) * receipt.largest
+    return receipt.difference > max(_SAME, 64 * coarsest) * receipt.largest + _FAR * repeated
+
+
+def check_copy(copy: Any, measured: Any, coarsest: float) -> None:
+    """Raise where a copy in which nothing was changed gives other outputs than the model."""
+    outputs = measured.run(copy)
+    if not outputs or not measured.outputs:
+        return
+    found, size = apart(measured.outputs, outputs), largest(measured.outputs)
+    if found > max(_SAME, 64 * coarsest) * size + _FAR * measured.repeated:
+        raise ValueError(
+            f"a copy of the model, with nothing changed in it, gives other outputs, by {found:.1e} where the largest "
+            f"is {size:.1e}: a layer has numbers of its own that a copy lacks; inplace=True changes the model itself"
+        )
 
 
 def check_called(side: Any, changed: Any, measured: Any, receipt: Receipt, inplace: bool) -> None:

@@ -39,7 +39,7 @@ def freeze(model: nn.Module, kind: str, frozen: bool, receipt: Receipt, inplace:
 
 
 def reestimate(
-    model: nn.Module, batches: Any, advance: Advance, receipt: Receipt, inplace: bool
+    model: nn.Module, batches: Any, advance: Advance, probe: Probe, receipt: Receipt, inplace: bool
 ) -> tuple[Any, int | None]:
     model = _own(model, inplace)
     return model, torch_training.reestimate(model, batches, advance, receipt)

@@ -111,7 +111,7 @@ def reestimate(
     inputs, total = batches_of(data, batch_size, batches)
     measured, receipt.before = side.Probe(model, probe), side.numbers(model)
     with shown(progress, total) as advance:
-        changed, done = side.reestimate(model, inputs, advance, receipt, inplace)
+        changed, done = side.reestimate(model, inputs, advance, measured, receipt, inplace)
     if done == 0:
         raise ValueError("the data has no batch, or was used up before; the statistics stay as they were")
     if done is not None:

@@ -88,9 +88,15 @@ def test_outputs_that_cannot_be_compared_have_no_difference():
         def forward(self, x: torch.Tensor) -> Output:
             return Output(super().forward(x))
 
+    class Both(Pair):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Output]:
+            return x.sum(), Output(super().forward(x))
+
     _, receipt = S.swap(filled(Wrapped()), "batch", "group")
     assert receipt.difference is None
     assert "no outputs could be compared" in " ".join(receipt.notes)
+    _, receipt = S.swap(filled(Both()), "batch", "group")
+    assert "some outputs could not be compared" in " ".join(receipt.notes)
 
 
 def test_complex_outputs_are_compared_by_both_parts():

@@ -26,12 +26,14 @@ class Probe:
             that the graph says.
         outputs: the model's, or None where nothing could be run.
         repeated: by how much they differ when the same model is run again.
+        partly: whether there are others that cannot be compared.
     """
 
     def __init__(self, model: Any, given: Any) -> None:
         self.inputs: Any = None
         self.outputs: list[np.ndarray] | None = None
         self.repeated = 0.0
+        self.partly = False
         self.shapes: dict[int, list[tuple[int | None, ...]]] = input_shapes(model)
         if given is False:
             self.words = "not wanted"

@@ -25,6 +25,8 @@ def finished(side: Any, changed: Any, measured: Any, receipt: Receipt) -> Receip
     if not measured.outputs:
         receipt.notes.append("no outputs could be compared: the model returns no tensors in a structure known here")
         return receipt
+    if measured.partly:
+        receipt.notes.append("some outputs could not be compared: they are in a structure that is not known here")
     if not all(np.isfinite(y).all() for y in (*measured.outputs, *outputs)):
         receipt.notes.append("outputs on the probe input are not finite, so that no difference can be told")
         return receipt

@@ -28,6 +28,7 @@ class Probe:
         shapes: of the inputs of each norm, by its name.
         outputs: the model's, or None where nothing could be run.
         repeated: by how much they differ when the same model is run again.
+        partly: whether there are others that cannot be compared.
         calls: how often the model called each module, by its name.
         guessed_rank: whether how many dimensions the input has is a mere guess.
     """
@@ -40,6 +41,7 @@ class Probe:
         self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self.outputs: list[np.ndarray] | None = None
         self.repeated = 0.0
+        self.partly = False
         self._last_calls: Counter[str] = Counter()
         if given is False:
             self.words = "not wanted"
@@ -82,6 +84,7 @@ class Probe:
         finally:
             for handle in handles:
                 handle.remove()
+        self.partly = any(not isinstance(leaf, torch.Tensor | int | float | str | None) for leaf in leaves)
         return [_wide(leaf.detach().cpu()) for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
     def _first_run(self, model: nn.Module) -> list[np.ndarray] | None:
@@ -110,6 +113,10 @@ class Probe:
 
 
 def _wide(y: torch.Tensor) -> np.ndarray:
+    if y.is_nested:
+        y = torch.nested.to_padded_tensor(y, 0.0)
+    elif y.layout != torch.strided:
+        y = y.to_dense()
     return y.to(torch.complex128 if y.is_complex() else torch.float64).numpy()
 
 

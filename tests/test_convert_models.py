@@ -272,6 +272,10 @@ def test_a_tolerance_is_that_of_the_type(monkeypatch):
             convert(filled(nn.LayerNorm(C).to(dtype)), to="nnx", check=True)
 
 
+def test_rms_norm_over_several_axes_without_parameters_goes_to_nnx():
+    assert convert(nn.RMSNorm((5, 6), elementwise_affine=False), to="nnx", check=True).difference < 1e-5
+
+
 def test_frozen_parameters_stay_frozen():
     layer = filled(nn.BatchNorm2d(C))
     layer.weight.requires_grad_(False)

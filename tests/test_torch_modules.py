@@ -278,6 +278,11 @@ def test_nested_tensors_that_differ_where_it_counts():
         A.functional.layer_norm(x, (5, 6))
 
 
+def test_a_mask_may_be_numpy_s():
+    x, mask = torch.randn(4, 6), torch.rand(4, 6) < 0.7
+    torch.testing.assert_close(A.LayerNorm(6)(x, mask.numpy()), A.LayerNorm(6)(x, mask))
+
+
 @pytest.mark.parametrize("mask", [[True] * 6, torch.ones(6), torch.ones(6, dtype=torch.int64)], ids=str)
 def test_a_mask_that_is_no_boolean_tensor_is_refused(mask):
     for module in (A.LayerNorm(6), A.BatchNorm1d(6), A.Norm("n [c]", c=6)):

@@ -154,11 +154,12 @@ def write(norm: Norm) -> keras.layers.Layer:
     )
     if norm.kind == "rms":
         values["scale"] = neutral(norm)[0]
+    # Before its variables, all of which it sets.
+    layer.trainable = layer.trainable and not norm.still
     for name, variable in variables.items():
         if variable is not None:
             variable.assign(np.reshape(values[name], variable.shape))
             variable.trainable = variable.trainable and name not in norm.frozen
-    layer.trainable = layer.trainable and not norm.still
     return layer
 
 

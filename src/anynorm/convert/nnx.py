@@ -126,8 +126,7 @@ def write(norm: Norm) -> nnx.Module:
         ("mean", norm.mean, statistics),
         ("var", norm.variance, statistics),
     ):
-        if values is not None:
-            variable = getattr(layer, name)
+        if values is not None and (variable := getattr(layer, name)) is not None:
             variable.set_value(array(values.reshape(variable.shape), dtype))
     return layer
 

@@ -89,6 +89,7 @@ def normalize_checked(
         return normalize_traced(x, scale, offset, mask, sentence, eps, None, erasing)
     plan, door, eps = _choose(x, scale, offset, sentence, eps, mask is not None, erasing)
     if mask is not None:
+        mask = convert(mask, x) if hasattr(mask, "dtype") else mask
         check_mask(_THIS, x, mask)
     return _run(x, scale, offset, mask, plan, door, eps, None, statistics)
 

@@ -67,6 +67,7 @@ def test_of_every_order(name):
     for one in (F.jacfwd, F.jacrev):
         for two in (F.jacfwd, F.jacrev):
             close(one(two(own))(x), one(two(other))(x))
+            close(*(one(two(lambda x, f=f: f(x).sin().sum()))(x) for f in (own, other)))
     close(F.linearize(own, x)[1](t), along(other, t)(x))
 
 

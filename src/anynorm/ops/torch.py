@@ -239,8 +239,9 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
         *arrays, ctx.plan, ctx.eps, ctx.kernel = inputs
+        # The same for both, since under vmap torch keeps the batch dimensions of the last call alone.
         ctx.save_for_backward(*arrays, *output[3:])
-        ctx.save_for_forward(*arrays)
+        ctx.save_for_forward(*arrays, *output[3:])
         ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
@@ -256,7 +257,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, t: Array, t_scale: Array, t_offset: Array, *_: Any) -> tuple[Array | None, ...]:
-        x, scale, _, mask = ctx.saved_tensors
+        x, scale, _, mask, *_ = ctx.saved_tensors
         t = torch.zeros_like(x) if t is None else t
         return _tangent(x, t, scale, t_scale, t_offset, mask, ctx.plan, ctx.eps), *[None] * 8
 

@@ -16,6 +16,7 @@ A row of benchmarks/results/gpu.json:
     share     of the copy's rate, counting the goal's passes over the tensor
     ahead     torch's own time over anynorm's
     kernel    what anynorm.kernels.select answers
+    disagree  who computes something else than anynorm, by more than rounding
     raises    how a contender failed
 """
 
@@ -36,7 +37,7 @@ import torch._functorch.config
 from common import save
 from gpu_cases import GOALS, Goal
 from gpu_pages import page, show
-from measure import tried
+from measure import TOLERANCES, tried
 from rich.console import Console
 from rich.progress import track
 from shapes import BACKWARD, BOTH, FORWARD, Case
@@ -121,6 +122,7 @@ def measure(goal: Goal, case: Case, device: str, seconds: float) -> dict[str, An
         "share": goal.passes / 2 * copy / ms["anynorm"],
         "ahead": None if torch_s is None else torch_s / ms["anynorm"],
         "differences": differences,
+        "disagree": [name for name, d in differences.items() if not d <= TOLERANCES[case.dtype]],
         "raises": raises,
     }
 

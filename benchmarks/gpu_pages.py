@@ -43,7 +43,7 @@ _WORDS = {
 
 
 def show(console: Console, rows: Sequence[Row]) -> None:
-    """A table of all rows, and below it how contenders failed."""
+    """A table of all rows, and below it how contenders failed or differ."""
     made = Table(title="Least ms; the share is of the copy's rate", header_style="bold", pad_edge=False)
     names = list(dict.fromkeys(name for row in rows for name in row["ms"]))
     made.add_column("array", no_wrap=True)
@@ -60,6 +60,8 @@ def show(console: Console, rows: Sequence[Row]) -> None:
     console.print(made)
     failed: dict[str, dict[str, None]] = {}
     for row in rows:
+        for name in row["disagree"]:
+            failed.setdefault(f"{name} differs from anynorm", {})[f"{row['case']}, {row['pass']}"] = None
         for name, why in row["raises"].items():
             failed.setdefault(f"{name} raises {why}", {})[f"{row['case']}, {row['pass']}"] = None
     for what, cases in failed.items():

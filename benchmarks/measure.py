@@ -24,7 +24,7 @@ _SAMPLE = 2e-4
 # Turns take the contenders through the same weather; the slowest gets at least three.
 _TURNS, _FEWEST = 10, 3
 # Largest difference in units of the largest value, so that equal work is timed; accuracy has a benchmark of its own.
-_TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
+TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 # Arrays that must cross the memory at least: x and y; x, dy and dx; all of these.
 TRAFFIC = {FORWARD: 2, BACKWARD: 3, BOTH: 5}
 
@@ -149,7 +149,7 @@ def _compared(
         "GB/s": {name: TRAFFIC[which] * case.nbytes / 1e6 / value for name, value in ms.items() if name in OWN},
         "kept": {name: n if isinstance(n, str) else n / case.nbytes for name, n in in_tensors.items()},
         "differences": differences,
-        "disagree": [name for name, d in differences.items() if not d <= _TOLERANCES[case.dtype]],
+        "disagree": [name for name, d in differences.items() if not d <= TOLERANCES[case.dtype]],
         "raises": raises,
     }
 

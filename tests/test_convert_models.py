@@ -276,6 +276,15 @@ def test_rms_norm_over_several_axes_without_parameters_goes_to_nnx():
     assert convert(nn.RMSNorm((5, 6), elementwise_affine=False), to="nnx", check=True).difference < 1e-5
 
 
+def test_chains_with_hooks_and_replaced_forwards_are_refused():
+    hooked, replaced = nn.Sequential(nn.LayerNorm(C)), nn.LayerNorm(C)
+    hooked.register_forward_hook(lambda module, x, y: y * 10)
+    replaced.forward = lambda x: x
+    for module, reason in ((hooked, "has hooks"), (replaced, "forward was replaced")):
+        with pytest.raises(ValueError, match=reason):
+            convert(module, to="nnx")
+
+
 def test_frozen_parameters_stay_frozen():
     layer = filled(nn.BatchNorm2d(C))
     layer.weight.requires_grad_(False)
@@ -304,7 +313,7 @@ def test_synchronization_comes_along_or_is_said():
     assert "axis_name has no counterpart: it was devices" in result.notes
     assert convert(result.layer, to="keras").synchronized
     assert convert(convert(result.layer, to="keras"), to="torch").__class__ is T.SyncBatchNorm
-    assert "were synchronized; Flax" in convert(nn.SyncBatchNorm(C), to="nnx", check=True).notes[0]
+    assert "were synchronized" in convert(nn.SyncBatchNorm(C), to="nnx", check=True).notes[0]
     assert convert(nnx.LayerNorm(C, axis_name="devices", **R), to="nnx", check=True).layer.axis_name == "devices"
 
 

@@ -33,3 +33,4 @@ def test_a_rehearsal():
         assert row["differences"]["torch"] < 0.02
         assert "anynorm" in row["ms"]
         assert not row["raises"]
+        assert not row["disagree"]

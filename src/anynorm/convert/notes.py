@@ -30,7 +30,7 @@ def lost(was: Norm, source: ModuleType, made: Norm, target: ModuleType) -> list[
     if was.still and was.kind == "batch" and not made.still:
         notes.append("trainable=False keeps running statistics in training too: elsewhere, call eval() after train()")
     if was.synchronized and not made.synchronized:
-        notes.append("statistics are those of one device, and were synchronized; Flax's layers do so by axis_name")
+        notes.append("statistics are those of one device, and were synchronized")
     if was.learned_eps is not None and made.learned_eps is None:
         notes.append(f"the learned epsilon is part of eps now, {made.eps:.3g}, and learns no more")
     if source is not target:

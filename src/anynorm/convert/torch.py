@@ -44,8 +44,15 @@ def why_not(layer: Any) -> str | None:
         return "its parameters are parametrized, or no parameters"
     if type(layer) not in KNOWN:
         return "its class is a subclass of a norm's, and may do something else"
-    if any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)):
+    return _does_more(layer)
+
+
+def _does_more(module: Any) -> str | None:
+    """Why a call of the module does more than its class says, or None."""
+    if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)):
         return "it has hooks, which would be lost: remove them first"
+    if "forward" in vars(module):
+        return "its forward was replaced, and may do something else"
     return None
 
 
@@ -223,8 +230,11 @@ def run(layer: Any, x: np.ndarray) -> np.ndarray:
 
 def parts(model: Any) -> list[Any] | None:
     """A chain's layers, None for what is no chain."""
-    is_chain = isinstance(model, torch.nn.Sequential) and type(model).forward is torch.nn.Sequential.forward
-    return list(model) if is_chain else None
+    if not isinstance(model, torch.nn.Sequential) or type(model).forward is not torch.nn.Sequential.forward:
+        return None
+    if reason := _does_more(model):
+        raise ValueError(f"the {type(model).__name__} cannot be made anew: {reason}")
+    return list(model)
 
 
 def join(layers: list[Any]) -> torch.nn.Module:

@@ -215,7 +215,7 @@ class _Kernel(torch.autograd.Function):
         return (out, None, None) if statistics else out
 
 
-# What `apply` comes to for arrays that are `_plain`: its own part, in Python, is about transforms, and takes as long as
+# What `apply` comes to for arrays that are `plain`: its own part, in Python, is about transforms, and takes as long as
 # all the rest for small arrays.
 _apply_kernel = super(torch.autograd.Function, _Kernel).apply
 

@@ -229,12 +229,9 @@ def run(layer: Any, x: np.ndarray) -> np.ndarray:
 
 
 def parts(model: Any) -> list[Any] | None:
-    """A chain's layers, None for what is no chain."""
-    if not isinstance(model, torch.nn.Sequential) or type(model).forward is not torch.nn.Sequential.forward:
-        return None
-    if reason := _does_more(model):
-        raise ValueError(f"the {type(model).__name__} cannot be made anew: {reason}")
-    return list(model)
+    """A chain's layers, None for what is no chain, or does more than its layers do."""
+    is_chain = isinstance(model, torch.nn.Sequential) and type(model).forward is torch.nn.Sequential.forward
+    return list(model) if is_chain and not _does_more(model) else None
 
 
 def join(layers: list[Any]) -> torch.nn.Module:

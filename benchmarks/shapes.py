@@ -120,14 +120,14 @@ class Case:
 
     @property
     def spec(self) -> NormSpec:
-        return self.family.sentence.spec(self.family.first, **self._sizes)
+        return self.family.sentence.spec(self.family.first, **self.sizes)
 
     @property
     def plan(self) -> Plan:
         return plan(self.spec, self.shape)
 
     @property
-    def _sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, int]:
         return {"g": self.groups} if self.groups else {}
 
     def arguments(self, torch: bool = False) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class Case:
         entry = self.family.sentence
         first = self.family.first or (torch and self.family.moved)
         pattern = entry.pattern_first if first and entry.pattern_first else entry.pattern
-        return {"pattern": pattern, "affine": entry.affine, "remove": entry.remove, "eps": EPS, **self._sizes}
+        return {"pattern": pattern, "affine": entry.affine, "remove": entry.remove, "eps": EPS, **self.sizes}
 
     def keras_arguments(self) -> dict[str, Any]:
         """What `keras.layers` and `anynorm.keras` take."""

@@ -1,0 +1,222 @@
+"""What bounds the speed on torch: the memory, the kernel and the framework apart, for every float32 case.
+
+    python benchmarks/bounds.py
+
+times on one thread, in one process and in turn: a copy of the tensor; loops that move its bytes and compute next to
+nothing, each byte once ("bytes") and as the statistics need it ("passes": a slab is read for its sums, then read again
+and stored); the kernel on arrays of its own; anynorm; torch. Nothing can be ahead of a peer by more
+than its time over that of the bytes, and nothing of two passes by more than its time over that of the passes. Writes
+results/bounds.json and prints what was missed in results/speed.json with what bounds it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from common import ROOT, save, saved, stream, use_one_core
+from goals import Goal, Row, goals, own, peers
+from measure import Timed, least
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from shapes import BACKWARD, BOTH, BY_NAME, CASES, EPS, FORWARD, Case
+
+_SOURCE = ROOT / "benchmarks/bounds.cpp"
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffast-math", "-funroll-loops", "-shared", "-fPIC")
+_PASSES = (FORWARD, BACKWARD, BOTH)
+_CASES = tuple(case for case in CASES if case.dtype == "float32" and not case.small)
+
+
+def slab_of(case: Case) -> int:
+    """Elements that lie together and have to be read before the first of them can be stored.
+
+    Kept runs behind the only reduced one can be cut into tiles that a cache holds: of one cache line here.
+    """
+    runs = case.plan.runs
+    reduced = [i for i, run in enumerate(runs) if run.reduced]
+    if len(reduced) == 1 and reduced[0] < len(runs) - 1:
+        return runs[reduced[0]].known * 16
+    return math.prod(run.known for run in runs[reduced[0] :])
+
+
+def _work(seconds: float, library: str, cases: list[str]) -> None:
+    """In a process of its own: a row a line."""
+    import peers_torch
+
+    use_one_core()
+    peers_torch.start(1)
+    loops = ctypes.CDLL(library)
+    for name in cases:
+        case = BY_NAME[name]
+        arrays = case.arrays()
+        timed = {"bytes": _moving(loops, arrays[0], 0), "passes": _moving(loops, arrays[0], slab_of(case))}
+        timed["kernel"] = _kernel(case, *arrays)
+        timed |= {who: make().passes for who, make in peers_torch.contenders(case, "torch", *arrays).items()}
+        row: dict[str, Any] = {"case": name, "slab": slab_of(case)}
+        for which in _PASSES:
+            functions = {who: passes[which] for who, passes in timed.items()}
+            row[which] = least({**functions, "copy": peers_torch.copy(arrays[0], case.dtype)}, seconds)
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
+def _moving(loops: ctypes.CDLL, x: Any, slab: int) -> Mapping[str, Timed]:
+    """The loops of bounds.cpp over arrays that are there already."""
+    import torch
+
+    x = torch.from_numpy(x)
+    arrays = [x, *(torch.randn_like(x) for _ in range(3))]
+    at_x, at_y, at_dy, at_dx = (ctypes.c_void_p(a.data_ptr()) for a in arrays)
+    sizes = ctypes.c_int64(x.numel()), ctypes.c_int64(slab)
+
+    def forward() -> Any:
+        loops.forward(at_x, at_y, *sizes)
+        return arrays
+
+    def backward() -> Any:
+        loops.backward(at_x, at_dy, at_dx, *sizes)
+
+    def both() -> None:
+        forward()
+        backward()
+
+    return {FORWARD: forward, BACKWARD: backward, BOTH: both}
+
+
+def _kernel(case: Case, x: Any, dy: Any, scale: Any, offset: Any) -> Mapping[str, Timed]:
+    """The kernel on arrays that are there already: no framework, and no allocator to choose other memory each time."""
+    import torch
+
+    from anynorm.kernels.cpu import calls, problem
+    from anynorm.kernels.torch_memory import room_for_saved
+
+    x, dy, scale, offset = (None if a is None else torch.from_numpy(a) for a in (x, dy, scale, offset))
+    y, dx = torch.empty_like(x), torch.empty_like(x)
+    kept = room_for_saved(x, case.plan)
+    sums = [None if a is None else torch.empty_like(a) for a in (scale, offset)]
+    names = ("float32" if a is not None else None for a in (scale, offset))
+    told = problem(case.plan, "float32", *names, EPS, 1)
+    # Addresses do not keep their tensors; these lists do, in the functions below.
+    forth, back = [x, scale, offset, y, None, None, kept], [x, dy, scale, kept, dx, *sums]
+    at_forth, at_back = ([None if a is None else a.data_ptr() for a in arrays] for arrays in (forth, back))
+
+    def forward() -> Any:
+        calls.forward(told, *at_forth)
+        return forth
+
+    def backward() -> Any:
+        calls.backward(told, *at_back)
+        return back
+
+    def both() -> None:
+        forward()
+        backward()
+
+    return {FORWARD: forward, BACKWARD: backward, BOTH: both}
+
+
+def _measured(cases: Sequence[Case], seconds: float) -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "bounds.so"
+        subprocess.run([os.environ.get("CXX", "c++"), *_FLAGS, _SOURCE, "-o", library], check=True)
+        told = json.dumps({"seconds": seconds, "library": str(library), "cases": [case.name for case in cases]})
+        rows = stream(os.path.abspath(__file__), "torch", told)
+        return list(track(rows, "cases", total=len(cases), console=Console(stderr=True)))
+
+
+def missed(speed: Sequence[Row], cache: int, bounds: Mapping[str, Row]) -> Iterator[tuple[Goal, Row, str, list[float]]]:
+    """Each row that misses a goal of being ahead: the goal, the row, the peer, and how far ahead of that peer are
+    anynorm, the kernel alone, the passes and the bytes.
+
+    The peer's time and anynorm's are in copies of their own process; a copy is what processes have in common.
+    """
+    for goal in goals(cache):
+        for row in speed:
+            value = goal.value(row) if goal.about(row) and not goal.at_most and row["threads"] == 1 else None
+            bound = bounds.get(row["case"], {}).get(row["pass"])
+            if value is None or value >= goal.number or bound is None:
+                continue
+            peer = min(peers(row), key=lambda who, row=row, value=value: abs(peers(row)[who] / own(row, who) - value))
+            theirs = peers(row)[peer] / row["ms"]["copy"]
+            yield (
+                goal,
+                row,
+                peer,
+                [value, *(theirs * bound["copy"] / bound[who] for who in ("kernel", "passes", "bytes"))],
+            )
+
+
+def verdict(goal: float, kernel: float, passes: float, moved: float) -> str:
+    """What bounds a row, in words."""
+    if moved < goal:
+        return "the memory: each byte once is too slow"
+    if passes < goal:
+        return "the memory: two passes are too slow"
+    return "the framework around the kernel" if kernel >= goal else "the kernel's own work"
+
+
+def _show(console: Console, rows: Sequence[Row]) -> None:
+    table = Table(title="µs in copies of the tensor, one thread", header_style="bold", pad_edge=False)
+    table.add_column("case", no_wrap=True)
+    table.add_column("pass")
+    names = ("bytes", "passes", "kernel", "anynorm", "torch", "F.group_norm(G=C)")
+    for name in ("copy, µs", *names):
+        table.add_column(name, justify="right")
+    for row in rows:
+        for which in _PASSES:
+            times = row[which]
+            ratios = (f"{times[name] / times['copy']:.2f}" if name in times else "" for name in names)
+            table.add_row(row["case"], which, f"{times['copy'] * 1e3:.0f}", *ratios)
+    console.print(table)
+    speed = saved("speed")
+    if not speed:
+        return
+    table = Table(title="Rows that miss a goal: times ahead of the peer", header_style="bold", pad_edge=False)
+    for name in ("goal", "case", "mode, peer"):
+        table.add_column(name)
+    for name in ("goal", "reached", "kernel", "passes", "bytes"):
+        table.add_column(name, justify="right")
+    table.add_column("what bounds it")
+    by_case = {row["case"]: row for row in rows}
+    for goal, row, peer, ahead in missed(speed["rows"], speed["machine"]["cache"], by_case):
+        case = BY_NAME[row["case"]].size
+        numbers = (f"{n:.2f}" for n in ahead)
+        why = verdict(goal.number, *ahead[1:])
+        table.add_row(goal.text, case, f"{row['mode']}, {peer}", f"{goal.number:g}", *numbers, why)
+    console.print(table)
+
+
+@click.command(help=__doc__)
+@click.option("--case", "words", default="", help="Only cases with these words in their name; nothing is saved.")
+@click.option("--seconds", default=1.5, show_default=True, help="For each pass of each case.")
+@click.option("--saved", "again", is_flag=True, help="Measure nothing: print what was saved.")
+@click.option("--worker", hidden=True)
+def main(words: str, seconds: float, again: bool, worker: str | None) -> None:
+    if worker is not None:
+        _work(**json.loads(worker))
+        return
+    console = Console(width=max(190, Console().width))
+    words = re.sub(r"(?<=\d)x(?=\d)", "×", words)
+    cases = [case for case in _CASES if words in case.name]
+    if not cases:
+        raise click.BadParameter(f'no case has "{words}" in its name', param_hint="--case")
+    if again:
+        _show(console, (saved("bounds") or {"rows": []})["rows"])
+        return
+    rows = _measured(cases, seconds)
+    _show(console, rows)
+    if not words:
+        click.echo(f"rows: {save('bounds', rows)}", err=True)
+
+
+if __name__ == "__main__":
+    main()

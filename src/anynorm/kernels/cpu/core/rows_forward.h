@@ -180,6 +180,18 @@ inline void scale_elements(const T* x, T* y, int64_t n, Centre<A> centre, const 
   }
 }
 
+// As above for R rows with the same scales and offsets, which are loaded once for all of them.
+template <class A, int R, class T>
+inline void scale_rows(const T* const* x, T* const* y, int64_t n, const Statistic* statistic, const Work<T>* scale,
+                       const Work<T>* offset) {
+  Centred<A> k[R];
+  for (int r = 0; r < R; ++r) k[r] = Centred<A>(Centre<A>(statistic[r]));
+  over_vectors<A>(n, [&](int64_t i, auto lanes) {
+    const Vec<A> a = lanes.load(scale + i), b = offset == nullptr ? Vec<A>{} : lanes.load(offset + i);
+    for (int r = 0; r < R; ++r) lanes.store(y[r] + i, fma(k[r].h(lanes.load(x[r] + i, k[r].mean)), a, b));
+  });
+}
+
 // Elements [begin, end) of the pieces [from, to) of a group.
 template <class A, class T>
 void apply_pieces(const Call& call, const Walk::Place& at, const Centre<A>& k, int64_t from, int64_t to, int64_t begin,
@@ -258,6 +270,19 @@ inline void short_moments(const T* const* x, int64_t n, double* mean, double* m2
 // Bytes of a row up to which four are read at once.
 constexpr int64_t kShortRow = 4096;
 
+// Bytes of a row below which four are written at once: their calls cost more than their arithmetic. Longer ones may go
+// past the caches, and a processor takes a load for the value of a store 4096 bytes away until that is done.
+constexpr int64_t kNarrowRow = 1024;
+
+// Whether R rows are there, with the same scales, and all of them ordinary.
+template <class T, int R>
+inline bool may_share(const Call& call, const Walk::Place* at, const Statistic* statistic, int64_t many) {
+  if (many < R || call.scale == nullptr || call.geometry.s > 1) return false;
+  bool all = true;
+  for (int r = 0; r < R; ++r) all = all && at[r].affine == at[0].affine && !is_wide<T>(statistic[r]);
+  return all;
+}
+
 // R rows at once, of which `many` are to be had: the last one stands for those that are not.
 template <class T, int R>
 inline void short_rows(const Call& call, const Blocks& b, int64_t group, int64_t many) {
@@ -282,6 +307,13 @@ inline void short_rows(const Call& call, const Blocks& b, int64_t group, int64_t
       found[r] = f.statistic;
     }
   if (call.y == nullptr) return;
+  if (b.length * int64_t(sizeof(T)) < kNarrowRow && may_share<T, R>(call, at, found, many)) {
+    const int64_t place = at[0].affine + place_at(g.pieces, 0).affine;
+    T* y[R];
+    for (int r = 0; r < R; ++r) y[r] = static_cast<T*>(call.y) + at[r].x;
+    const W *scale = static_cast<const W*>(call.scale), *offset = static_cast<const W*>(call.offset);
+    return scale_rows<W, R>(x, y, b.length, found, scale + place, offset == nullptr ? nullptr : offset + place);
+  }
   for (int r = 0; r < many; ++r) apply_group<T>(call, at[r], found[r], 0, 1, 0, b.length);
 }
 

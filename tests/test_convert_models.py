@@ -70,7 +70,7 @@ def test_keras_s_order_is_not_asked_for():
     n2 = K.LayerNormalization(name="n2")(keras.layers.Dense(C)(x))
     model = keras.Model(x, keras.layers.Add()([n2, n1]))
     assert norm_mapping(InTorch("n1", "n2"), model) == {"n1": "n1", "n2": "n2"}
-    with pytest.raises(ValueError, match=r'only you know .* "norm_in" \(layer \(6,\)\).* There: '):
+    with pytest.raises(ValueError, match=r'only you know .* "norm_in" \(layer \(6,\), scale and offset\).* There: '):
         norm_mapping(InTorch(), model)
 
 
@@ -105,10 +105,13 @@ def test_chains_are_paired_by_their_order():
         (InTorch(), InTorch("a", "b"), "write the mapping"),
         # One name in common says nothing of the others.
         (InTorch("n1", "n2"), InTorch("n2", "n3"), "write the mapping"),
-        (nn.Sequential(nn.LayerNorm(C)), nn.Sequential(nn.RMSNorm(C)), r'"0" \(layer \(6,\)\) would be "0" \(rms'),
+        (nn.Sequential(nn.LayerNorm(C)), nn.Sequential(nn.RMSNorm(C)), r'"0" \(layer \(6,\).*\) would be "0" \(rms'),
         (nn.Sequential(nn.LayerNorm(C)), nn.Sequential(nn.LayerNorm(8)), "do not fit"),
         (nn.Sequential(nn.GroupNorm(2, C)), nn.Sequential(nn.GroupNorm(3, C)), "group of 2 .*group of 3"),
         (nn.Sequential(nn.LazyBatchNorm2d()), nn.Sequential(nn.BatchNorm2d(C)), "call it once"),
+        # As many parameters of one shape, and others.
+        (nn.LayerNorm(C, bias=False), nnx.LayerNorm(C, use_scale=False, **R), r"\(6,\), scale\) .* \(6,\), offset\)"),
+        (T.FilterResponseNorm(C, learned_eps=True), T.FilterResponseNorm(C), "and learned_eps"),
     ],
     ids=str,
 )
@@ -124,6 +127,41 @@ def test_names_that_differ_are_paired_by_kind_and_shape():
 
     one = nn.ModuleDict({"x": nn.InstanceNorm2d(C, affine=True), "y": nn.LayerNorm(8), "z": nn.RMSNorm(C)})
     assert norm_mapping(one, Other()) == {"x": "c", "y": "b", "z": "a"}
+
+
+def test_norms_that_share_a_name_are_refused():
+    """Keras takes two blocks of one name, of which a state by name would have one."""
+
+    class Block(keras.layers.Layer):
+        def __init__(self, name: str) -> None:
+            super().__init__(name=name)
+            self.norm = keras.layers.LayerNormalization(name="norm")
+
+        def call(self, x: Any) -> Any:
+            return self.norm(x)
+
+    class Model(keras.Model):
+        def __init__(self, *names: str) -> None:
+            super().__init__(name="model")
+            self.blocks = [Block(name) for name in names]
+
+        def call(self, x: Any) -> Any:
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    same, own, two = Model("block", "block"), Model("one", "two"), nn.Sequential(nn.LayerNorm(C), nn.LayerNorm(C))
+    for model in (same, own):
+        with pytest.raises(ValueError, match="build it, or call it once"):
+            norm_names(model)
+        model(np.ones((2, C), "float32"))
+    for call in (norm_names, model_state, lambda model: norm_mapping(two, model)):
+        with pytest.raises(ValueError, match=r'are called "model/block/norm.*names of their own'):
+            call(same)
+    assert norm_names(own) == ["model/one/norm", "model/two/norm"]
+    assert norm_names(own.blocks[0]) == ["model/one/norm"]
+    with pytest.raises(ValueError, match="build it, or call it once"):
+        model_state(keras.layers.LayerNormalization())
 
 
 class Loud:
@@ -259,6 +297,26 @@ def test_half_precision_states():
     assert convert_state(pure, {"": ""}, source="nnx", to="torch")["weight"].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("make", "source"),
+    [
+        (lambda: nn.LayerNorm(C, device="meta").state_dict(), "torch"),
+        (lambda: model_state(nn.LazyBatchNorm2d()), "torch"),
+        (lambda: model_state(nnx.eval_shape(lambda: nnx.LayerNorm(C, rngs=nnx.Rngs(0)))), "nnx"),
+    ],
+)
+@pytest.mark.parametrize("to", ["torch", "keras", "nnx"])
+def test_states_without_numbers_are_refused(make, source, to):
+    with pytest.raises(ValueError, match=r'"x.* has no numbers, it is a .* nnx.update, and convert outside of compiled'):
+        convert_state(make(), {"": "x"}, source=source, to=to)
+
+
+def test_traced_states_are_refused():
+    state = model_state(nnx.LayerNorm(C, **R))
+    with pytest.raises(ValueError, match="outside of compiled functions"):
+        jax.jit(lambda state: convert_state(state, {"": "x"}, source="nnx", to="torch"))(state)
+
+
 def test_a_tolerance_is_that_of_the_type(monkeypatch):
     """Wide enough for right conversions of half precision, and narrow enough for wrong ones."""
     import dataclasses
@@ -305,6 +363,18 @@ def test_frozen_parameters_stay_frozen():
     assert "call eval() after train()" in result.notes[0]
     alone = of_keras(K.LayerNormalization(scale=False))
     assert not convert(alone, to="torch").weight.requires_grad
+
+
+def test_a_frozen_learned_epsilon_stays_frozen():
+    layer = filled(T.FilterResponseNorm(C, learned_eps=True))
+    layer.learned_eps.requires_grad_(False)
+    there = convert(layer, to="keras")
+    assert [w.name for w in there.trainable_weights] == ["gamma", "beta"]
+    for made in (convert(layer, to="torch"), convert(there, to="torch"), convert(convert(there, to="keras"), to="torch")):
+        assert [name for name, p in made.named_parameters() if p.requires_grad] == ["weight", "bias"]
+    # In Flax it is part of epsilon, and cannot learn.
+    assert [note for note in convert(layer, to="nnx", check=True).notes if "frozen" in note] == []
+    assert "frozen learned_eps would learn" in convert(layer, to="addons", check=True).notes[0]
 
 
 def test_synchronization_comes_along_or_is_said():

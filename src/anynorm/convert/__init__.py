@@ -149,7 +149,8 @@ def convert_state(state: Mapping[str, Any], names: Mapping[str, str], *, source:
 
     Raises:
         KeyError: a name that the state lacks, or a parameter that is no normalization's.
-        ValueError: an unknown dialect.
+        ValueError: an unknown dialect, or an array without numbers: of a lazy torch module, on the meta device, of an
+            abstract Flax module, or within a function that is being compiled.
 
     >>> import numpy as np
     >>> state = {"0.weight": np.ones(9), "1.weight": np.ones(3), "1.running_mean": np.zeros(3)}
@@ -159,7 +160,7 @@ def convert_state(state: Mapping[str, Any], names: Mapping[str, str], *, source:
     _dialect(source)
     target = _dialect(to)
     flat = states.converted(state, names, source, to)
-    arrays = {name: target.array(*states.host(value)) for name, value in flat.items()}
+    arrays = {name: target.array(*states.numbers(name, value)) for name, value in flat.items()}
     return states.nested(arrays, states.SEPARATORS[to]) if to in states.NESTED else arrays
 
 
@@ -170,6 +171,9 @@ def norm_names(model: Any) -> list[str]:
 
     Args:
         model: of torch, Keras (built) or Flax NNX.
+
+    Raises:
+        ValueError: a Keras model that is not built, or two norms of one name, as Keras's subclassed models may have.
 
     >>> import torch
     >>> norm_names(torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.LayerNorm(6)))
@@ -183,7 +187,8 @@ def norm_mapping(source: Any, target: Any) -> dict[str, str]:
 
     They are paired by their names, if all names of both models are the same but for what all have in front, for
     separators and for containers called "layers"; else by their order, if both models are nothing but chains; else by
-    kind and shapes, if no two norms of a model have the same. Pairs must have one kind and one shape of parameters.
+    kind and shapes, if no two norms of a model have the same. Pairs must have one kind, the same of scale, offset and
+    statistics, and one shape of these.
     Epsilon and momentum are no part of a state: build the target with the source's.
 
     Args:
@@ -191,7 +196,7 @@ def norm_mapping(source: Any, target: Any) -> dict[str, str]:
 
     Raises:
         ValueError: there are different numbers of norms, pairs that do not fit, or more than one way to pair them; the
-            names are in the error.
+            names are in the error. Or a model has parameters without shapes, or two norms of one name.
 
     >>> import torch
     >>> one = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.LayerNorm(6))
@@ -207,11 +212,14 @@ def model_state(model: Any) -> dict[str, Any]:
     Args:
         model: of torch, Keras (built) or Flax NNX.
 
+    Raises:
+        ValueError: a Keras model that is not built, or two variables of one path, of which a state could hold one.
+
     >>> import torch
     >>> list(model_state(torch.nn.LayerNorm(6)))
     ['weight', 'bias']
     """
-    return dict(dialect_of(model).state(model))
+    return models.state(model, dialect_of(model))
 
 
 def dialect_of(layer: Any) -> ModuleType:

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -125,7 +125,7 @@ def named(model: Any) -> Iterator[tuple[str, Any]]:
     return iter(())
 
 
-def state(model: Any) -> dict[str, Any]:
+def state(model: Any) -> Iterable[tuple[str, Any]]:
     raise TypeError("a dictionary of arrays is a state already: give it to convert_state as it is")
 
 

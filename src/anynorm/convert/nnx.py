@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from ..catalogue import last
 from ..nnx import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from ..nnx import Norm as SentenceNorm
 from ..spec import NormSpec
-from .norm import LAST, Array, Norm, Types, group_kind, layout_of, neutral, type_name, widened
+from .norm import LAST, ROLES, Array, Norm, Shapes, Types, group_kind, layout_of, neutral, type_name, widened
 from .state import NAMES
 
 CHANNELS, ANY_SENTENCE, FREEZES = "last", True, False
@@ -57,9 +57,10 @@ def kind(layer: Any) -> str | None:
     return next(name for known, name in _KINDS if isinstance(layer, known))
 
 
-def shapes(layer: Any) -> tuple[tuple[int, ...], ...]:
-    """Those of parameters and running statistics that it has, in the order of `NAMES`."""
-    return tuple(tuple(variable.shape) for variable in variables(layer))
+def shapes(layer: Any) -> Shapes:
+    """Those of parameters and running statistics that it has."""
+    found = zip(ROLES, _VARIABLES, strict=False)
+    return {role: tuple(v.shape) for role, name in found if (v := getattr(layer, name, None)) is not None}
 
 
 def variables(layer: Any) -> list[Any]:
@@ -180,8 +181,8 @@ def named(model: Any) -> Iterator[tuple[str, Any]]:
     return ((".".join(map(str, path)), module) for path, module in found if nnx.to_flat_state(nnx.state(module)))
 
 
-def state(model: Any) -> dict[str, Any]:
-    return dict(nnx.to_pure_dict(nnx.state(model)))
+def state(model: Any) -> Iterable[tuple[str, Any]]:
+    return nnx.to_pure_dict(nnx.state(model)).items()  # type: ignore[no-any-return]
 
 
 def array(values: Array, dtype: str) -> Any:

@@ -19,6 +19,10 @@ from ..spec import MOMENTS, NormSpec
 Array = Any
 FIRST, LAST = 1, -1
 POSITIONS = {"first": FIRST, "last": LAST}
+# What a layer's arrays are, as `Norm` calls them, and their shapes by these names.
+ROLES = ("scale", "offset", "mean", "variance", "learned_eps")
+LEARNING = ("scale", "offset", "learned_eps")
+Shapes = dict[str, tuple[int, ...]]
 
 
 class Types(NamedTuple):
@@ -54,7 +58,7 @@ class Norm:
         given: the sentence, of kind "sentence".
         learned_eps: what filter response normalization has learned to add to eps, None where it learns none.
         types: of parameters, statistics and result.
-        frozen: which of "scale" and "offset" do not learn.
+        frozen: which of "scale", "offset" and "learned_eps" do not learn.
         still: that batch normalization is never in training, as Keras's `trainable=False` has it.
         synchronized: that the batches of all processes or devices share their statistics.
         own: what only a layer of the same framework can take over, by the name of its attribute or argument.

@@ -35,7 +35,8 @@ def converted(state: Mapping[str, Any], names: Mapping[str, str], source: str, t
         start = ours + SEPARATORS[source] if ours else ""
         found = {key: value for key, value in flat.items() if key == ours or key.startswith(start)}
         if not found:
-            raise KeyError(f'no entry of the state is called "{ours}" or begins with it; it has {", ".join(flat)}')
+            has = ", ".join(flat) or "none at all"
+            raise KeyError(f'no entry of the state is called "{ours}" or begins with it; it has {has}')
         for key, value in found.items():
             if key == ours:
                 result[theirs] = value
@@ -72,14 +73,33 @@ def _renamed(name: str, value: Any, source: str, to: str) -> Iterator[tuple[str,
 
 
 def host(value: Any) -> tuple[np.ndarray, str]:
-    """An array of any framework's as NumPy's, wider where NumPy has no such type, and the name of its own type."""
+    """An array of any framework's as NumPy's, wider where NumPy has no such type, and the name of its own type.
+
+    Raises what the framework does for an array without numbers, or TypeError.
+    """
     array = value if hasattr(value, "dtype") else np.asarray(value)
     dtype = type_name(array)
     if hasattr(array, "detach"):
         # What is on a device of torch's, or watched by autograd, says its values only after these.
         array = array.detach().cpu()
         array = array.float() if dtype == "bfloat16" else array
-    return widened(np.asarray(array)), dtype
+    numbers = np.asarray(array)
+    if numbers.dtype == object:
+        # What NumPy makes of anything that is no array, such as JAX's ShapeDtypeStruct.
+        raise TypeError(f"{type(value).__name__} is no array")
+    return widened(numbers), dtype
+
+
+def numbers(name: str, value: Any) -> tuple[np.ndarray, str]:
+    """`host` of an entry; raises, saying what to do, where it has no numbers."""
+    try:
+        return host(value)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'what would be "{name}" has no numbers, it is a {type(value).__name__}: call a lazy torch module once, give '
+            "one on the meta device some by to_empty() and load_state_dict(), give an abstract one of Flax's some by "
+            "nnx.update, and convert outside of compiled functions"
+        ) from error
 
 
 def nested(flat: Mapping[str, Any], separator: str) -> dict[str, Any]:

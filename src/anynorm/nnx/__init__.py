@@ -13,7 +13,7 @@ What differs from Flax on purpose:
 - A wrong number of features, an axis named twice and a mask of numbers are errors, and a statistic over one element
   is a warning.
 
-`jax.export` writes no program that calls a CPU kernel: set the environment's ANYNORM_KERNEL=composed before it.
+`jax.export` writes a program of JAX's own operations, which runs without anynorm, and not the kernels that serve here.
 """
 
 from .batch import BatchNorm

@@ -439,6 +439,50 @@ def test_lengths_of_several_axes_come_back(layer):
     assert type(moved).__name__ == type(layer).__name__ + "alization"
 
 
+AXES = {"reduction_axes": (-3, -2), "feature_axes": -1}
+BARE = {"use_scale": False, "use_bias": False}
+
+
+@pytest.mark.parametrize("to", ["torch", "keras", "nnx"])
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        (nnx.LayerNorm(C, **AXES, **R), "... [a0 a1] a2"),
+        (nnx.RMSNorm(C, **AXES, **R), "... [a0 a1] a2"),
+        (nnx.LayerNorm(C, reduction_axes=(-2, -1), use_scale=False, **R), "... [a0 a1]"),
+        (nnx.LayerNorm(5 * C, reduction_axes=(-2, -1), feature_axes=(-2, -1), **BARE, **R), "... [a0 a1]"),
+        (A.GroupNorm(C, 2, reduction_axes=(-2, -1), **R), "... [a0] (g [a1])"),
+        (A.GroupNorm(C, 2, reduction_axes=-1, **R), "... (g [a0])"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else type(given).__name__,
+)
+def test_axes_of_flax_that_others_have_as_a_sentence(module, text, to):
+    for i, variable in enumerate([v for name in ("scale", "bias") if (v := getattr(module, name, None)) is not None]):
+        variable.set_value(jax.numpy.arange(1.0, C + 1) + i)
+    made = convert(module, to=to, check=True).layer
+    assert getattr(made, "pattern", None) == text or made.spec.text == text
+    back = convert(made, to="nnx", check=True).layer
+    x = np.random.default_rng(0).normal(size=(3, 4, 5, C)).astype("float32")
+    np.testing.assert_allclose(back(x), module(x), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (nnx.LayerNorm(30, reduction_axes=(-2, -1), feature_axes=(-2, -1), **R), r"product of their lengths, 30.*\(5, 7"),
+        (nnx.LayerNorm(C, reduction_axes=(1, 2), feature_axes=-1, **R), "negative numbers"),
+        (A.GroupNorm(C, 2, reduction_axes=(1, -1), **R), "negative numbers"),
+        (A.GroupNorm(C, 2, reduction_axes=(-3, -2), **R), "lacks the last axis"),
+        # Flax's own computes something else.
+        (nnx.GroupNorm(C, 2, reduction_axes=(-2, -1), **R), "make it anynorm.nnx.GroupNorm"),
+    ],
+    ids=str,
+)
+def test_axes_of_flax_that_say_too_little_are_refused(module, words):
+    with pytest.raises(ValueError, match=words):
+        convert(module, to="torch")
+
+
 @pytest.mark.parametrize("learned", [False, True])
 def test_filter_response_normalization_both_ways(learned):
     layer = filled(T.FilterResponseNorm(C, learned_eps=learned))

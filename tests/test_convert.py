@@ -201,7 +201,13 @@ def test_addons_both_ways():
     assert [w.shape for w in again["weights"]] == [(1,), (1, 1, 1, C), (1, 1, 1, C)]
 
 
+def with_short_mean(layer: Any) -> Any:
+    layer.running_mean = torch.zeros(4)
+    return layer
+
+
 BARE = of_addons("InstanceNormalization", scale=False, center=False)
+PAIR = values(C), values(C)
 BAD = of_addons("InstanceNormalization", values(C), values(C), axis=-2)
 
 
@@ -226,6 +232,16 @@ BAD = of_addons("InstanceNormalization", values(C), values(C), axis=-2)
         (lambda: convert(BAD, to="torch"), "on axis -2"),
         (lambda: convert(of_addons("WeightNormalization"), to="torch"), "none of the normalizations"),
         (lambda: convert(of_addons("InstanceNormalization", values(C)), to="torch"), "2 weights"),
+        (lambda: convert(of_addons("InstanceNormalization", *PAIR, axis=[1]), to="torch"), "one axis behind"),
+        (lambda: convert(of_addons("GroupNormalization", *PAIR), to="torch"), "says no groups"),
+        (lambda: convert(of_addons("FilterResponseNormalization", *PAIR, axis=[2, 3]), to="torch"), r"the axis \[1, 2\]"),
+        (lambda: convert(of_addons("FilterResponseNormalization", values(C)), to="torch"), "1 weights"),
+        (lambda: convert(of_addons("InstanceNormalization", *np.ones((2, C), int)), to="torch"), "is of int64"),
+        (lambda: convert({"a": np.ones(3)}, to="torch"), '"class_name": ...'),
+        (lambda: convert([torch.nn.LayerNorm(C)], to="nnx"), "or a list of these"),
+        (lambda: convert(torch.nn.LayerNorm(C, dtype=torch.complex64), to="nnx"), "is of complex64"),
+        (lambda: convert(torch.nn.LayerNorm(C), to="keras", rank=0), "rank is the number"),
+        (lambda: convert(with_short_mean(torch.nn.BatchNorm2d(C)), to="nnx"), r"mean has the shape \(4,\)"),
         (
             lambda: convert(BARE, to="torch"),
             "how many channels",
@@ -304,6 +320,38 @@ def test_states_of_every_pair():
         convert_state(start, {"b": "norm"}, source="keras", to="torch")
     with pytest.raises(KeyError, match="no parameter of a normalization"):
         convert_state({"fc.weight2": values(3)}, {"fc": "x"}, source="torch", to="keras")
+
+
+TWO = {"0.weight": values(3), "1.weight": values(3)}
+
+
+@pytest.mark.parametrize(
+    ("state", "names", "to", "words"),
+    [
+        (TWO, {"0": "x", "1": "x"}, "keras", '"1.weight" would be "x/gamma" in keras, and so would be another'),
+        (TWO, {"0": "a", "1": "a.scale"}, "nnx", 'would be in "scale", which is an array'),
+        (TWO, {"0": "a.scale", "1": "a"}, "nnx", "would be an array, and others are in it"),
+        (torch.nn.LayerNorm(3), {"": "x"}, "nnx", "as model_state"),
+        (TWO, ["0"], "nnx", "takes {name here"),
+        ({}, {"0": "x"}, "nnx", "it has none at all"),
+        ({"0.weight": "words"}, {"0": "x"}, "nnx", "no numbers"),
+        ({"0.weight": None}, {"0": "x"}, "keras", "no numbers"),
+    ],
+    ids=str,
+)
+def test_states_that_would_lose_something_are_refused(state, names, to, words):
+    with pytest.raises((KeyError, TypeError, ValueError), match=words):
+        convert_state(state, names, source="torch", to=to)
+
+
+def test_broken_numbers_come_along():
+    """NaN for NaN is no difference, and another number is one."""
+    layer = of_torch(torch.nn.BatchNorm2d(C))
+    layer.weight.data[1] = float("nan")
+    layer.num_batches_tracked = None
+    for to in ("torch", "keras", "nnx"):
+        assert convert(layer, to=to, check=True).difference < 1e-4
+    assert convert(torch.nn.Sequential(), to="nnx", check=True).difference == 0
 
 
 CHAINS = {

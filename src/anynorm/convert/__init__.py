@@ -115,6 +115,8 @@ def convert(
     source, target = dialect_of(layer), _dialect(to)
     if channels is not None and channels not in (*POSITIONS, "kept"):
         raise ValueError(f'channels is "first" or "last" or "kept", not {channels!r}')
+    if rank is not None and not (isinstance(rank, int) and rank > 0):
+        raise ValueError(f"rank is the number of the input's dimensions, such as 4, not {rank!r}")
     layers = models.layers_of(layer, source)
     norms = [read(one, source) for one in layers]
     if source.parts(layer) is not None:
@@ -126,7 +128,7 @@ def convert(
     remarks = [note for one in made.values() for note in one.notes] + notes.shared(layers, source)
     result = parts[0].layer if source.parts(layer) is None else target.join([one.layer for one in parts])
     if check:
-        return Converted(result, max(one.difference for one in parts), tuple(dict.fromkeys(remarks)))
+        return Converted(result, max((one.difference for one in parts), default=0.0), tuple(dict.fromkeys(remarks)))
     if remarks:
         warnings.warn(f"converted, but {'; '.join(dict.fromkeys(remarks))}", stacklevel=2)
     return result

@@ -220,15 +220,21 @@ def join(layers: list[Any]) -> keras.Sequential:
 
 def named(model: Any) -> Iterator[tuple[str, Any]]:
     """All layers of a model that have parameters, by the paths of these."""
-    if isinstance(model, keras.Model) and not model.built:
-        raise ValueError(f"{model.name} has no parameters yet: build it, or call it once")
-    found = model._flatten_layers()
+    found = _layers(model) if isinstance(model, keras.Model) else model._flatten_layers()
     return ((layer.weights[0].path.rpartition("/")[0], layer) for layer in found if layer.weights)
 
 
-def state(model: Any) -> Iterable[tuple[str, Any]]:
-    if not model.built:
+def _layers(model: Any) -> list[Any]:
+    """A model and all layers in it; raises where some have no variables yet."""
+    found: list[Any] = model._flatten_layers()
+    inner = [layer.built for layer in found if layer is not model]
+    if not model.built and not (inner and all(inner)):
         raise ValueError(f"{model.name} has no parameters yet: build it, or call it once")
+    return found
+
+
+def state(model: Any) -> Iterable[tuple[str, Any]]:
+    _layers(model)
     return ((variable.path, numpy(variable)) for variable in model.variables)
 
 

@@ -185,12 +185,15 @@ class Norm:
 
 def checked(norm: Norm) -> Norm:
     """The norm as it is, or an error where its arrays and its sentence do not fit each other."""
+    arrays = {role: values for role in ROLES[:4] if (values := getattr(norm, role)) is not None}
+    for role, values in arrays.items():
+        if values.dtype.kind != "f":
+            raise TypeError(f"{role} is of {values.dtype}, and a normalization's parameters are floating-point numbers")
     if norm.shape:
         wanted = plan(norm.spec(norm.sample_rank()), norm.sample_shape()).affine.shape
-        for name in ("scale", "offset"):
-            values = getattr(norm, name)
-            if values is not None and values.shape != wanted:
-                raise ValueError(f"{name} has the shape {values.shape}, and the layer's axes have {wanted}")
+        for role, values in arrays.items():
+            if values.shape != wanted:
+                raise ValueError(f"{role} has the shape {values.shape}, and the layer's axes have {wanted}")
     return norm
 
 

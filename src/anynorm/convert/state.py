@@ -29,6 +29,9 @@ COMPANIONS = {"torch": {"running_mean": ("num_batches_tracked", 0)}}
 
 def converted(state: Mapping[str, Any], names: Mapping[str, str], source: str, to: str) -> dict[str, Any]:
     """The arrays by the target's names, flat."""
+    for given, is_what in ((state, "arrays by name, as model_state(model) gives them"), (names, "{name here: name there}")):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"convert_state takes {is_what}, and this is a {type(given).__name__}")
     flat = dict(_flat(state, SEPARATORS[source]))
     result: dict[str, Any] = {}
     for ours, theirs in names.items():
@@ -38,11 +41,12 @@ def converted(state: Mapping[str, Any], names: Mapping[str, str], source: str, t
             has = ", ".join(flat) or "none at all"
             raise KeyError(f'no entry of the state is called "{ours}" or begins with it; it has {has}')
         for key, value in found.items():
-            if key == ours:
-                result[theirs] = value
-                continue
-            for new, array in _renamed(key[len(start) :], value, source, to):
-                result[theirs + SEPARATORS[to] + new if theirs else new] = array
+            inner = [("", value)] if key == ours else _renamed(key[len(start) :], value, source, to)
+            for new, array in inner:
+                name = SEPARATORS[to].join(part for part in (theirs, new) if part)
+                if name in result:
+                    raise ValueError(f'"{key}" would be "{name}" in {to}, and so would be another: write other names')
+                result[name] = array
     return result
 
 
@@ -83,11 +87,11 @@ def host(value: Any) -> tuple[np.ndarray, str]:
         # What is on a device of torch's, or watched by autograd, says its values only after these.
         array = array.detach().cpu()
         array = array.float() if dtype == "bfloat16" else array
-    numbers = np.asarray(array)
-    if numbers.dtype == object:
-        # What NumPy makes of anything that is no array, such as JAX's ShapeDtypeStruct.
-        raise TypeError(f"{type(value).__name__} is no array")
-    return widened(numbers), dtype
+    read = np.asarray(array)
+    if read.dtype.kind in "OSU":
+        # Of objects is what NumPy makes of anything that is no array, such as JAX's ShapeDtypeStruct.
+        raise TypeError("it is of objects or text")
+    return widened(read), dtype
 
 
 def numbers(name: str, value: Any) -> tuple[np.ndarray, str]:
@@ -96,10 +100,14 @@ def numbers(name: str, value: Any) -> tuple[np.ndarray, str]:
         return host(value)
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f'what would be "{name}" has no numbers, it is a {type(value).__name__}: call a lazy torch module once, give '
-            "one on the meta device some by to_empty() and load_state_dict(), give an abstract one of Flax's some by "
-            "nnx.update, and convert outside of compiled functions"
+            f'what would be "{name}" is a {type(value).__name__} that has no numbers, or none that NumPy reads: call a '
+            "lazy torch module once, give one on the meta device some by to_empty() and load_state_dict(), give an "
+            f"abstract one of Flax's some by nnx.update, and convert outside of compiled functions ({_first_line(error)})"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def nested(flat: Mapping[str, Any], separator: str) -> dict[str, Any]:
@@ -110,6 +118,10 @@ def nested(flat: Mapping[str, Any], separator: str) -> dict[str, Any]:
         branch = tree
         for part in path:
             branch = branch.setdefault(part, {})
+            if not isinstance(branch, dict):
+                raise ValueError(f'"{key}" would be in "{part}", which is an array')
+        if isinstance(branch.get(last), dict):
+            raise ValueError(f'"{key}" would be an array, and others are in it')
         branch[last] = value
     return tree
 

@@ -148,7 +148,8 @@ def _with_statistics(layer: Any, common: dict[str, Any]) -> Norm:
         raise ValueError("momentum=None, the plain average, has no counterpart; set the layer's momentum to a number")
     common |= {"mean": numpy(layer.running_mean), "variance": numpy(layer.running_var)}
     common |= {"keep": 1 - layer.momentum} if is_batch else {}
-    common["own"] = {"num_batches_tracked": int(layer.num_batches_tracked)} if is_batch else {}
+    tracked = layer.num_batches_tracked if is_batch else None
+    common["own"] = {} if tracked is None else {"num_batches_tracked": int(tracked)}
     if isinstance(layer, _SYNCHRONIZED):
         common["synchronized"] = True
         common["own"] |= {} if layer.process_group is None else {"process_group": layer.process_group}

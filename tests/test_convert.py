@@ -234,7 +234,10 @@ BAD = of_addons("InstanceNormalization", values(C), values(C), axis=-2)
         (lambda: convert(of_addons("InstanceNormalization", values(C)), to="torch"), "2 weights"),
         (lambda: convert(of_addons("InstanceNormalization", *PAIR, axis=[1]), to="torch"), "one axis behind"),
         (lambda: convert(of_addons("GroupNormalization", *PAIR), to="torch"), "says no groups"),
-        (lambda: convert(of_addons("FilterResponseNormalization", *PAIR, axis=[2, 3]), to="torch"), r"the axis \[1, 2\]"),
+        (
+            lambda: convert(of_addons("FilterResponseNormalization", *PAIR, axis=[2, 3]), to="torch"),
+            r"the axis \[1, 2\]",
+        ),
         (lambda: convert(of_addons("FilterResponseNormalization", values(C)), to="torch"), "1 weights"),
         (lambda: convert(of_addons("InstanceNormalization", *np.ones((2, C), int)), to="torch"), "is of int64"),
         (lambda: convert({"a": np.ones(3)}, to="torch"), '"class_name": ...'),

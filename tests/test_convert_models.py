@@ -267,6 +267,27 @@ def test_types_come_along(source, dtype, to):
     assert (dtype_of(result.layer), result.notes) == (dtype, ())
 
 
+HALVES = {
+    "torch batch": lambda dtype: filled(nn.BatchNorm2d(C).to(getattr(torch, dtype))),
+    "torch group": lambda dtype: filled(nn.GroupNorm(3, C).to(getattr(torch, dtype))),
+    "torch RMS": lambda dtype: filled(nn.RMSNorm((5, C), dtype=getattr(torch, dtype))),
+    "torch response": lambda dtype: filled(T.FilterResponseNorm(C, learned_eps=True).to(getattr(torch, dtype))),
+    "keras batch": lambda dtype: of_keras(keras.layers.BatchNormalization(dtype=dtype)),
+    "keras mixed": lambda dtype: of_keras(keras.layers.GroupNormalization(3, dtype=f"mixed_{dtype}")),
+    "nnx batch": lambda dtype: nnx.BatchNorm(C, param_dtype=dtype, use_running_average=True, **R),
+    "nnx result": lambda dtype: nnx.LayerNorm(C, dtype=dtype, **R),
+}
+
+
+@pytest.mark.parametrize("to", MAKERS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", HALVES)
+def test_half_precision_is_checked(name, dtype, to):
+    """Of every kind, to four units in the last place, which `convert` compares itself; there and back."""
+    there = convert(HALVES[name](dtype), to=to, check=True)
+    convert(there.layer, to=name.split()[0], check=True)
+
+
 def test_a_type_that_is_lost_is_said():
     layer = filled(nn.BatchNorm2d(C).double())
     with pytest.warns(UserWarning, match="parameters are float32, and were float64; running statistics are float32"):
@@ -318,6 +339,8 @@ def test_traced_states_are_refused():
     state = model_state(nnx.LayerNorm(C, **R))
     with pytest.raises(ValueError, match="outside of compiled functions"):
         jax.jit(lambda state: convert_state(state, {"": "x"}, source="nnx", to="torch"))(state)
+    with pytest.raises(ValueError, match="within jit, convert before that"):
+        nnx.jit(lambda module: convert(module, to="torch"))(nnx.LayerNorm(C, **R))
 
 
 def test_a_tolerance_is_that_of_the_type(monkeypatch):
@@ -373,7 +396,11 @@ def test_a_frozen_learned_epsilon_stays_frozen():
     layer.learned_eps.requires_grad_(False)
     there = convert(layer, to="keras")
     assert [w.name for w in there.trainable_weights] == ["gamma", "beta"]
-    for made in (convert(layer, to="torch"), convert(there, to="torch"), convert(convert(there, to="keras"), to="torch")):
+    for made in (
+        convert(layer, to="torch"),
+        convert(there, to="torch"),
+        convert(convert(there, to="keras"), to="torch"),
+    ):
         assert [name for name, p in made.named_parameters() if p.requires_grad] == ["weight", "bias"]
     # In Flax it is part of epsilon, and cannot learn.
     assert [note for note in convert(layer, to="nnx", check=True).notes if "frozen" in note] == []
@@ -472,7 +499,10 @@ def test_axes_of_flax_that_others_have_as_a_sentence(module, text, to):
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        (nnx.LayerNorm(30, reduction_axes=(-2, -1), feature_axes=(-2, -1), **R), r"product of their lengths, 30.*\(5, 7"),
+        (
+            nnx.LayerNorm(30, reduction_axes=(-2, -1), feature_axes=(-2, -1), **R),
+            r"product of their lengths, 30.*\(5, 7",
+        ),
         (nnx.LayerNorm(C, reduction_axes=(1, 2), feature_axes=-1, **R), "negative numbers"),
         (A.GroupNorm(C, 2, reduction_axes=(1, -1), **R), "negative numbers"),
         (A.GroupNorm(C, 2, reduction_axes=(-3, -2), **R), "lacks the last axis"),

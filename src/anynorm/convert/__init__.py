@@ -87,11 +87,17 @@ def convert(
         The layer; with `check`, a `Converted` of it, the largest difference and the notes.
 
     Raises:
-        TypeError: the layer is no normalization of a known framework, or the model has other layers; what to do with
-            such a model, the error says (`convert_state`).
-        ValueError: the layer does something that no layer there can do, such as torch's `momentum=None`, or may do
-            so: it is of a subclass, its parameters are parametrized or have no numbers yet; unknown names; a
-            difference above the tolerance.
+        TypeError: the layer is no normalization of a known framework; its parameters are no floating-point numbers; or
+            the model has other layers: what to do with such a model, the error says (`convert_state`).
+        ValueError: the layer may do more than its class says: it is of a subclass, its parameters are parametrized, it
+            has hooks or a forward of its own. It has no numbers: it is not built, lazy, on the meta device, abstract
+            or traced; nothing says how many channels there are. It does what no layer there can do: torch's
+            `momentum=None`, an `activation` and `track_running_stats` other than usual; Keras's `renorm` and
+            `rms_scaling`; Flax's axes that it counts from the front, parameters over several axes, of which it keeps
+            the product, and `flax.nnx.GroupNorm(reduction_axes=)`. The target has no such layer: torch's batch
+            normalization has its channels on axis 1, of 2 to 5 dimensions; Addons has three norms over one axis;
+            `keras.Sequential` takes no layer twice. Channels that cannot be moved, or would be in a part of a chain;
+            arguments that are none; a difference above the tolerance.
 
     Warns:
         UserWarning: without `check`, the notes: what the target cannot take over.

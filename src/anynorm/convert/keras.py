@@ -18,7 +18,22 @@ from ..keras import (
     RMSNormalization,
 )
 from ..ops import of
-from .norm import FIRST, LAST, LEARNING, ROLES, Array, Norm, Shapes, Types, canonical, group_kind, layout_of, neutral, shape_of, widened
+from .norm import (
+    FIRST,
+    LAST,
+    LEARNING,
+    ROLES,
+    Array,
+    Norm,
+    Shapes,
+    Types,
+    canonical,
+    group_kind,
+    layout_of,
+    neutral,
+    shape_of,
+    widened,
+)
 from .state import LEARNED, NAMES
 
 CHANNELS, ANY_SENTENCE, FREEZES = "last", True, True

@@ -32,8 +32,8 @@ def why_not(layer: Any) -> str | None:
     """Why no module made anew can be what this one is, or None."""
     if type(layer) not in KNOWN:
         return "its class is a subclass of a norm's, and may do something else"
-    if any(isinstance(variable.get_value(), jax.ShapeDtypeStruct) for variable in variables(layer)):
-        return "it is abstract and has no numbers: give it some, by nnx.update"
+    if any(isinstance(variable.get_value(), jax.ShapeDtypeStruct | jax.core.Tracer) for variable in variables(layer)):
+        return "it is abstract and has no numbers: give it some, by nnx.update, or, within jit, convert before that"
     return None
 
 

@@ -29,7 +29,10 @@ COMPANIONS = {"torch": {"running_mean": ("num_batches_tracked", 0)}}
 
 def converted(state: Mapping[str, Any], names: Mapping[str, str], source: str, to: str) -> dict[str, Any]:
     """The arrays by the target's names, flat."""
-    for given, is_what in ((state, "arrays by name, as model_state(model) gives them"), (names, "{name here: name there}")):
+    for given, is_what in (
+        (state, "arrays by name, as model_state(model) gives them"),
+        (names, "{name here: name there}"),
+    ):
         if not isinstance(given, Mapping):
             raise TypeError(f"convert_state takes {is_what}, and this is a {type(given).__name__}")
     flat = dict(_flat(state, SEPARATORS[source]))
@@ -99,15 +102,13 @@ def numbers(name: str, value: Any) -> tuple[np.ndarray, str]:
     try:
         return host(value)
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        (reason, *_) = str(error).splitlines() or [""]
         raise ValueError(
             f'what would be "{name}" is a {type(value).__name__} that has no numbers, or none that NumPy reads: call a '
             "lazy torch module once, give one on the meta device some by to_empty() and load_state_dict(), give an "
-            f"abstract one of Flax's some by nnx.update, and convert outside of compiled functions ({_first_line(error)})"
+            "abstract one of Flax's some by nnx.update, and convert outside of compiled functions "
+            f"({reason})"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def nested(flat: Mapping[str, Any], separator: str) -> dict[str, Any]:

@@ -98,8 +98,8 @@ def warn_if_nothing_is_left(module: Any, spec: NormSpec, x: Array, mask: Array |
     if is_one and plan.removes_mean:
         warnings.warn(
             f"each statistic of {type(module).__name__} is over one element of an input of shape "
-            f"{written(ops.shape(x))}{'' if mask is None else ' under its mask'}, so that nothing of the input is left; "
-            "use fewer groups, other axes or a larger batch",
+            f"{written(ops.shape(x))}{'' if mask is None else ' under its mask'}, so that nothing of the input is "
+            "left; use fewer groups, other axes or a larger batch",
             stacklevel=4,
         )
 
@@ -108,7 +108,7 @@ def _counts_one(mask: np.ndarray, shape: tuple[int, ...], plan: Plan) -> bool:
     """Whether the statistics have one element under the mask, or none, as some may, but not all."""
     whole = prod(shape)
     # With more of them than statistics, one has two: only the few other masks are counted through.
-    if not whole or np.count_nonzero(mask) * (whole // mask.size) * plan.count > whole:
+    if not whole or np.count_nonzero(mask) * (whole // mask.size) > (plan.groups or 0):
         return False
     runs = layout.to_runs(Verbs, np.broadcast_to(mask, shape), plan)
     return bool(runs.sum(tuple(i for i, run in enumerate(plan.runs) if run.reduced)).max() == 1)

@@ -532,6 +532,11 @@ def test_filter_response_normalization_both_ways(learned):
     assert len(old["weights"]) == 2 + learned
     state = convert_state(layer.state_dict(), {"": "frn"}, source="torch", to="keras")
     assert [name for name in state if "eps" in name] == ["frn/learned_epsilon"] * learned
+    for model in (there, first):
+        state = convert_state(model_state(model), norm_mapping(model, layer), source="keras", to="torch")
+        T.FilterResponseNorm(C, learned_eps=learned).load_state_dict(state)
+    same = convert_state(model_state(there), {there.name: "x"}, source="keras", to="keras")
+    assert same["x/gamma"].shape == (1, 1, 1, C)
     partly = of_keras(K.FilterResponseNormalization(axis=1, learned_epsilon=learned), None, 5, 7, C)
     assert convert(partly, to="torch", check=True).difference < 1e-5
 

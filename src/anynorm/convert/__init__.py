@@ -153,7 +153,9 @@ def convert_state(state: Mapping[str, Any], names: Mapping[str, str], *, source:
     Returns:
         The target's arrays by name, nested for "nnx", as `nnx.replace_by_pure_dict` takes them. Entries that `names`
         does not name are left out: kernels of convolutions need more than a new name. They keep their types; bfloat16
-        comes to Keras and Addons as float32, of the same values, and float64 to JAX as it is configured.
+        comes to Keras and Addons as float32, of the same values, and float64 to JAX as it is configured. They keep
+        their shapes too, but for filter response normalization's from images, (1, 1, 1, c) in Keras and Addons, which
+        come elsewhere as (c,); a variable of Keras's takes those reshaped.
 
     Raises:
         KeyError: a name that the state lacks, or a parameter that is no normalization's.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import prod
 from typing import Any
 
 import keras
@@ -86,7 +87,8 @@ def kind(layer: Any) -> str | None:
 def shapes(layer: Any) -> Shapes:
     """Those of parameters and running statistics that it has."""
     found = {role: tuple(v.shape) for role, v in _variables(layer).items() if v is not None}
-    return {role: shape[-1:] if kind(layer) == "response" else shape for role, shape in found.items()}
+    # Filter response normalization's have the input's dimensions, of which one is the channels'.
+    return {role: (prod(shape),) if kind(layer) == "response" else shape for role, shape in found.items()}
 
 
 def _kind(layer: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ SEPARATORS = {"torch": ".", "keras": "/", "nnx": ".", "addons": "/"}
 # Names besides: Keras's RMS normalization calls its weight scale.
 ALIASES = {"keras": {"scale": "gamma"}}
 NESTED = frozenset({"nnx"})
-FLAT = frozenset({"addons"})
+# Where filter response normalization's parameters have the input's dimensions, (1, 1, 1, c), and elsewhere (c,).
+WHOLE = frozenset({"addons", "keras"})
 # Filter response normalization's.
 LEARNED = {"torch": "learned_eps", "keras": "learned_epsilon", "addons": "learned_epsilon"}
 # What a dialect has beyond these, by which of them it comes with.
@@ -69,14 +71,18 @@ def _renamed(name: str, value: Any, source: str, to: str) -> Iterator[tuple[str,
             f'"{name}" is no parameter of a normalization in {source} that {to} has: {", ".join(NAMES[source])}. Name '
             "layers of normalization only, or map the entry itself, by its full name on both sides"
         )
-    if source in FLAT:
-        # Filter response normalization's are (1, 1, 1, c) there, and (c,) elsewhere.
+    if source in WHOLE and to not in WHOLE and _is_along_one(np.shape(value)):
         value = np.reshape(value, -1)
     new = NAMES[to][NAMES[source].index(known)]
     yield new, value
     if new in COMPANIONS.get(to, {}) and source != to:
         companion, start = COMPANIONS[to][new]
         yield companion, np.asarray(start)
+
+
+def _is_along_one(shape: tuple[int, ...]) -> bool:
+    """Of an image's four dimensions or more, all but one of length 1, which no other norm has."""
+    return len(shape) > 3 and prod(shape) == max(shape)
 
 
 def host(value: Any) -> tuple[np.ndarray, str]:

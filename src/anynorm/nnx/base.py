@@ -92,10 +92,12 @@ def warn_if_nothing_is_left(module: Any, spec: NormSpec, x: Array, mask: Array |
     A traced mask has no values yet, so that nothing can be said of it.
     """
     plan = make_plan(spec, ops.shape(x))
+    if not plan.removes_mean:
+        return
     is_one = plan.count == 1
     if not is_one and mask is not None and not isinstance(mask, jax.core.Tracer):
         is_one = None not in ops.shape(x) and _counts_one(np.asarray(mask), x.shape, plan)
-    if is_one and plan.removes_mean:
+    if is_one:
         warnings.warn(
             f"each statistic of {type(module).__name__} is over one element of an input of shape "
             f"{written(ops.shape(x))}{'' if mask is None else ' under its mask'}, so that nothing of the input is "

@@ -124,10 +124,11 @@ def test_every_layer_there_and_back(name, to):
 def parameters(layer: Any) -> list[np.ndarray]:
     if isinstance(layer, dict):
         return layer["weights"]
-    if isinstance(layer, torch.nn.Module):
-        return [v.numpy() for k, v in layer.state_dict().items() if k != "num_batches_tracked"]
+    # Under its torch backend Keras's layers are torch's modules too.
     if isinstance(layer, keras.layers.Layer):
         return layer.get_weights()
+    if isinstance(layer, torch.nn.Module):
+        return [v.numpy() for k, v in layer.state_dict().items() if k != "num_batches_tracked"]
     return [np.asarray(v[...]) for _, v in nnx.to_flat_state(nnx.state(layer))]
 
 
@@ -137,7 +138,7 @@ def test_the_answer_is_float64_s():
     x = values(3, 5, 7, C) * 10
     w = {name: np.asarray(getattr(layer, name)) for name in ("gamma", "beta", "moving_mean", "moving_variance")}
     want = (x - w["moving_mean"].astype(float)) / np.sqrt(w["moving_variance"] + 1e-2) * w["gamma"] + w["beta"]
-    np.testing.assert_allclose(np.asarray(layer(x)), want, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(layer(x)), want, rtol=1e-5, atol=1e-4)
     np.testing.assert_array_equal(w["moving_variance"], values(C) + 3)
     group = convert(LAYERS["addons group"](), to="torch")
     want = Reference(x, "n [...] (g [c])", values(C), values(C) + 1, affine="g c", eps=1e-3, g=3).y
@@ -201,7 +202,13 @@ def test_addons_both_ways():
     assert [w.shape for w in again["weights"]] == [(1,), (1, 1, 1, C), (1, 1, 1, C)]
 
 
+def with_short_mean(layer: Any) -> Any:
+    layer.running_mean = torch.zeros(4)
+    return layer
+
+
 BARE = of_addons("InstanceNormalization", scale=False, center=False)
+PAIR = values(C), values(C)
 BAD = of_addons("InstanceNormalization", values(C), values(C), axis=-2)
 
 
@@ -226,6 +233,19 @@ BAD = of_addons("InstanceNormalization", values(C), values(C), axis=-2)
         (lambda: convert(BAD, to="torch"), "on axis -2"),
         (lambda: convert(of_addons("WeightNormalization"), to="torch"), "none of the normalizations"),
         (lambda: convert(of_addons("InstanceNormalization", values(C)), to="torch"), "2 weights"),
+        (lambda: convert(of_addons("InstanceNormalization", *PAIR, axis=[1]), to="torch"), "one axis behind"),
+        (lambda: convert(of_addons("GroupNormalization", *PAIR), to="torch"), "says no groups"),
+        (
+            lambda: convert(of_addons("FilterResponseNormalization", *PAIR, axis=[2, 3]), to="torch"),
+            r"the axis \[1, 2\]",
+        ),
+        (lambda: convert(of_addons("FilterResponseNormalization", values(C)), to="torch"), "1 weights"),
+        (lambda: convert(of_addons("InstanceNormalization", *np.ones((2, C), int)), to="torch"), "is of int64"),
+        (lambda: convert({"a": np.ones(3)}, to="torch"), '"class_name": ...'),
+        (lambda: convert([torch.nn.LayerNorm(C)], to="nnx"), "or a list of these"),
+        (lambda: convert(torch.nn.LayerNorm(C, dtype=torch.complex64), to="nnx"), "is of complex64"),
+        (lambda: convert(torch.nn.LayerNorm(C), to="keras", rank=0), "rank is the number"),
+        (lambda: convert(with_short_mean(torch.nn.BatchNorm2d(C)), to="nnx"), r"mean has the shape \(4,\)"),
         (
             lambda: convert(BARE, to="torch"),
             "how many channels",
@@ -306,6 +326,38 @@ def test_states_of_every_pair():
         convert_state({"fc.weight2": values(3)}, {"fc": "x"}, source="torch", to="keras")
 
 
+TWO = {"0.weight": values(3), "1.weight": values(3)}
+
+
+@pytest.mark.parametrize(
+    ("state", "names", "to", "words"),
+    [
+        (TWO, {"0": "x", "1": "x"}, "keras", '"1.weight" would be "x/gamma" in keras, and so would be another'),
+        (TWO, {"0": "a", "1": "a.scale"}, "nnx", 'would be in "scale", which is an array'),
+        (TWO, {"0": "a.scale", "1": "a"}, "nnx", "would be an array, and others are in it"),
+        (torch.nn.LayerNorm(3), {"": "x"}, "nnx", "as model_state"),
+        (TWO, ["0"], "nnx", "takes {name here"),
+        ({}, {"0": "x"}, "nnx", "it has none at all"),
+        ({"0.weight": "words"}, {"0": "x"}, "nnx", "no numbers"),
+        ({"0.weight": None}, {"0": "x"}, "keras", "no numbers"),
+    ],
+    ids=str,
+)
+def test_states_that_would_lose_something_are_refused(state, names, to, words):
+    with pytest.raises((KeyError, TypeError, ValueError), match=words):
+        convert_state(state, names, source="torch", to=to)
+
+
+def test_broken_numbers_come_along():
+    """NaN for NaN is no difference, and another number is one."""
+    layer = of_torch(torch.nn.BatchNorm2d(C))
+    layer.weight.data[1] = float("nan")
+    layer.num_batches_tracked = None
+    for to in ("torch", "keras", "nnx"):
+        assert convert(layer, to=to, check=True).difference < 1e-4
+    assert convert(torch.nn.Sequential(), to="nnx", check=True).difference == 0
+
+
 CHAINS = {
     "torch": lambda: torch.nn.Sequential(
         LAYERS["torch batch"](), torch.nn.Sequential(LAYERS["torch group"](), LAYERS["torch layer, channels"]())
@@ -331,6 +383,8 @@ def test_chains_of_norms(name, to):
 
 def answer(model: Any, x: np.ndarray) -> np.ndarray:
     """Of a model in evaluation, for an input and with a result whose channels are last."""
+    if isinstance(model, keras.layers.Layer):
+        return keras.ops.convert_to_numpy(model(x, training=False))
     if isinstance(model, torch.nn.Module):
         return model(torch.tensor(x).movedim(-1, 1)).movedim(1, -1).detach().numpy()
     return np.asarray(model(x))

@@ -70,7 +70,7 @@ def test_keras_s_order_is_not_asked_for():
     n2 = K.LayerNormalization(name="n2")(keras.layers.Dense(C)(x))
     model = keras.Model(x, keras.layers.Add()([n2, n1]))
     assert norm_mapping(InTorch("n1", "n2"), model) == {"n1": "n1", "n2": "n2"}
-    with pytest.raises(ValueError, match=r'only you know .* "norm_in" \(layer \(6,\)\).* There: '):
+    with pytest.raises(ValueError, match=r'only you know .* "norm_in" \(layer \(6,\), scale and offset\).* There: '):
         norm_mapping(InTorch(), model)
 
 
@@ -105,10 +105,13 @@ def test_chains_are_paired_by_their_order():
         (InTorch(), InTorch("a", "b"), "write the mapping"),
         # One name in common says nothing of the others.
         (InTorch("n1", "n2"), InTorch("n2", "n3"), "write the mapping"),
-        (nn.Sequential(nn.LayerNorm(C)), nn.Sequential(nn.RMSNorm(C)), r'"0" \(layer \(6,\)\) would be "0" \(rms'),
+        (nn.Sequential(nn.LayerNorm(C)), nn.Sequential(nn.RMSNorm(C)), r'"0" \(layer \(6,\).*\) would be "0" \(rms'),
         (nn.Sequential(nn.LayerNorm(C)), nn.Sequential(nn.LayerNorm(8)), "do not fit"),
         (nn.Sequential(nn.GroupNorm(2, C)), nn.Sequential(nn.GroupNorm(3, C)), "group of 2 .*group of 3"),
         (nn.Sequential(nn.LazyBatchNorm2d()), nn.Sequential(nn.BatchNorm2d(C)), "call it once"),
+        # As many parameters of one shape, and others.
+        (nn.LayerNorm(C, bias=False), nnx.LayerNorm(C, use_scale=False, **R), r"\(6,\), scale\) .* \(6,\), offset\)"),
+        (T.FilterResponseNorm(C, learned_eps=True), T.FilterResponseNorm(C), "and learned_eps"),
     ],
     ids=str,
 )
@@ -124,6 +127,44 @@ def test_names_that_differ_are_paired_by_kind_and_shape():
 
     one = nn.ModuleDict({"x": nn.InstanceNorm2d(C, affine=True), "y": nn.LayerNorm(8), "z": nn.RMSNorm(C)})
     assert norm_mapping(one, Other()) == {"x": "c", "y": "b", "z": "a"}
+
+
+def test_norms_that_share_a_name_are_refused():
+    """Keras takes two blocks of one name, of which a state by name would have one."""
+
+    class Block(keras.layers.Layer):
+        def __init__(self, name: str) -> None:
+            super().__init__(name=name)
+            self.norm = keras.layers.LayerNormalization(name="norm")
+
+        def call(self, x: Any) -> Any:
+            return self.norm(x)
+
+    class Model(keras.Model):
+        def __init__(self, *names: str) -> None:
+            super().__init__(name="model")
+            self.blocks = [Block(name) for name in names]
+
+        def call(self, x: Any) -> Any:
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    same, own, two = Model("block", "block"), Model("one", "two"), nn.Sequential(nn.LayerNorm(C), nn.LayerNorm(C))
+    for model in (same, own):
+        with pytest.raises(ValueError, match="build it, or call it once"):
+            norm_names(model)
+        model(np.ones((2, C), "float32"))
+    for call in (norm_names, model_state, lambda model: norm_mapping(two, model)):
+        with pytest.raises(ValueError, match=r'are called "model/block/norm.*names of their own'):
+            call(same)
+    assert norm_names(own) == ["model/one/norm", "model/two/norm"]
+    assert norm_names(own.blocks[0]) == ["model/one/norm"]
+    with pytest.raises(ValueError, match="build it, or call it once"):
+        model_state(keras.layers.LayerNormalization())
+    # A chain that was made of built layers needs no input.
+    chain = convert(two, to="keras")
+    assert (len(norm_names(chain)), len(model_state(chain))) == (2, 4)
 
 
 class Loud:
@@ -226,6 +267,27 @@ def test_types_come_along(source, dtype, to):
     assert (dtype_of(result.layer), result.notes) == (dtype, ())
 
 
+HALVES = {
+    "torch batch": lambda dtype: filled(nn.BatchNorm2d(C).to(getattr(torch, dtype))),
+    "torch group": lambda dtype: filled(nn.GroupNorm(3, C).to(getattr(torch, dtype))),
+    "torch RMS": lambda dtype: filled(nn.RMSNorm((5, C), dtype=getattr(torch, dtype))),
+    "torch response": lambda dtype: filled(T.FilterResponseNorm(C, learned_eps=True).to(getattr(torch, dtype))),
+    "keras batch": lambda dtype: of_keras(keras.layers.BatchNormalization(dtype=dtype)),
+    "keras mixed": lambda dtype: of_keras(keras.layers.GroupNormalization(3, dtype=f"mixed_{dtype}")),
+    "nnx batch": lambda dtype: nnx.BatchNorm(C, param_dtype=dtype, use_running_average=True, **R),
+    "nnx result": lambda dtype: nnx.LayerNorm(C, dtype=dtype, **R),
+}
+
+
+@pytest.mark.parametrize("to", MAKERS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", HALVES)
+def test_half_precision_is_checked(name, dtype, to):
+    """Of every kind, to four units in the last place, which `convert` compares itself; there and back."""
+    there = convert(HALVES[name](dtype), to=to, check=True)
+    convert(there.layer, to=name.split()[0], check=True)
+
+
 def test_a_type_that_is_lost_is_said():
     layer = filled(nn.BatchNorm2d(C).double())
     with pytest.warns(UserWarning, match="parameters are float32, and were float64; running statistics are float32"):
@@ -257,6 +319,28 @@ def test_half_precision_states():
     assert back["weight"].dtype == torch.float32
     pure = nnx.to_pure_dict(nnx.state(nnx.LayerNorm(C, param_dtype="bfloat16", **R)))
     assert convert_state(pure, {"": ""}, source="nnx", to="torch")["weight"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("make", "source"),
+    [
+        (lambda: nn.LayerNorm(C, device="meta").state_dict(), "torch"),
+        (lambda: model_state(nn.LazyBatchNorm2d()), "torch"),
+        (lambda: model_state(nnx.eval_shape(lambda: nnx.LayerNorm(C, rngs=nnx.Rngs(0)))), "nnx"),
+    ],
+)
+@pytest.mark.parametrize("to", ["torch", "keras", "nnx"])
+def test_states_without_numbers_are_refused(make, source, to):
+    with pytest.raises(ValueError, match=r'"x.* has no numbers, .* nnx.update, and convert outside of compiled'):
+        convert_state(make(), {"": "x"}, source=source, to=to)
+
+
+def test_traced_states_are_refused():
+    state = model_state(nnx.LayerNorm(C, **R))
+    with pytest.raises(ValueError, match="outside of compiled functions"):
+        jax.jit(lambda state: convert_state(state, {"": "x"}, source="nnx", to="torch"))(state)
+    with pytest.raises(ValueError, match="within jit, convert before that"):
+        nnx.jit(lambda module: convert(module, to="torch"))(nnx.LayerNorm(C, **R))
 
 
 def test_a_tolerance_is_that_of_the_type(monkeypatch):
@@ -305,6 +389,22 @@ def test_frozen_parameters_stay_frozen():
     assert "call eval() after train()" in result.notes[0]
     alone = of_keras(K.LayerNormalization(scale=False))
     assert not convert(alone, to="torch").weight.requires_grad
+
+
+def test_a_frozen_learned_epsilon_stays_frozen():
+    layer = filled(T.FilterResponseNorm(C, learned_eps=True))
+    layer.learned_eps.requires_grad_(False)
+    there = convert(layer, to="keras")
+    assert [w.name for w in there.trainable_weights] == ["gamma", "beta"]
+    for made in (
+        convert(layer, to="torch"),
+        convert(there, to="torch"),
+        convert(convert(there, to="keras"), to="torch"),
+    ):
+        assert [name for name, p in made.named_parameters() if p.requires_grad] == ["weight", "bias"]
+    # In Flax it is part of epsilon, and cannot learn.
+    assert [note for note in convert(layer, to="nnx", check=True).notes if "frozen" in note] == []
+    assert "frozen learned_eps would learn" in convert(layer, to="addons", check=True).notes[0]
 
 
 def test_synchronization_comes_along_or_is_said():
@@ -369,6 +469,53 @@ def test_lengths_of_several_axes_come_back(layer):
     assert type(moved).__name__ == type(layer).__name__ + "alization"
 
 
+AXES = {"reduction_axes": (-3, -2), "feature_axes": -1}
+BARE = {"use_scale": False, "use_bias": False}
+
+
+@pytest.mark.parametrize("to", ["torch", "keras", "nnx"])
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        (nnx.LayerNorm(C, **AXES, **R), "... [a0 a1] a2"),
+        (nnx.RMSNorm(C, **AXES, **R), "... [a0 a1] a2"),
+        (nnx.LayerNorm(C, reduction_axes=(-2, -1), use_scale=False, **R), "... [a0 a1]"),
+        (nnx.LayerNorm(5 * C, reduction_axes=(-2, -1), feature_axes=(-2, -1), **BARE, **R), "... [a0 a1]"),
+        (A.GroupNorm(C, 2, reduction_axes=(-2, -1), **R), "... [a0] (g [a1])"),
+        (A.GroupNorm(C, 2, reduction_axes=-1, **R), "... (g [a0])"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else type(given).__name__,
+)
+def test_axes_of_flax_that_others_have_as_a_sentence(module, text, to):
+    for i, variable in enumerate([v for name in ("scale", "bias") if (v := getattr(module, name, None)) is not None]):
+        variable.set_value(jax.numpy.arange(1.0, C + 1) + i)
+    made = convert(module, to=to, check=True).layer
+    assert getattr(made, "pattern", None) == text or made.spec.text == text
+    back = convert(made, to="nnx", check=True).layer
+    x = np.random.default_rng(0).normal(size=(3, 4, 5, C)).astype("float32")
+    np.testing.assert_allclose(back(x), module(x), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (
+            nnx.LayerNorm(30, reduction_axes=(-2, -1), feature_axes=(-2, -1), **R),
+            r"product of their lengths, 30.*\(5, 7",
+        ),
+        (nnx.LayerNorm(C, reduction_axes=(1, 2), feature_axes=-1, **R), "negative numbers"),
+        (A.GroupNorm(C, 2, reduction_axes=(1, -1), **R), "negative numbers"),
+        (A.GroupNorm(C, 2, reduction_axes=(-3, -2), **R), "lacks the last axis"),
+        # Flax's own computes something else.
+        (nnx.GroupNorm(C, 2, reduction_axes=(-2, -1), **R), "make it anynorm.nnx.GroupNorm"),
+    ],
+    ids=str,
+)
+def test_axes_of_flax_that_say_too_little_are_refused(module, words):
+    with pytest.raises(ValueError, match=words):
+        convert(module, to="torch")
+
+
 @pytest.mark.parametrize("learned", [False, True])
 def test_filter_response_normalization_both_ways(learned):
     layer = filled(T.FilterResponseNorm(C, learned_eps=learned))
@@ -385,6 +532,11 @@ def test_filter_response_normalization_both_ways(learned):
     assert len(old["weights"]) == 2 + learned
     state = convert_state(layer.state_dict(), {"": "frn"}, source="torch", to="keras")
     assert [name for name in state if "eps" in name] == ["frn/learned_epsilon"] * learned
+    for model in (there, first):
+        state = convert_state(model_state(model), norm_mapping(model, layer), source="keras", to="torch")
+        T.FilterResponseNorm(C, learned_eps=learned).load_state_dict(state)
+    same = convert_state(model_state(there), {there.name: "x"}, source="keras", to="keras")
+    assert same["x/gamma"].shape == (1, 1, 1, C)
     partly = of_keras(K.FilterResponseNormalization(axis=1, learned_epsilon=learned), None, 5, 7, C)
     assert convert(partly, to="torch", check=True).difference < 1e-5
 

@@ -50,8 +50,8 @@ def given(case: Case, count: int = 0, dtype: Any = np.float32) -> list[Any]:
     return [None if a is None else jnp.asarray(a.astype(dtype)) for a in arrays]
 
 
-def function(case: Case) -> Any:
-    return lambda x, scale=None, offset=None: anynorm.normalize(x, scale=scale, offset=offset, **case.arguments)
+def function(case: Case, **more: Any) -> Any:
+    return lambda x, scale=None, offset=None: anynorm.normalize(x, scale=scale, offset=offset, **case.arguments, **more)
 
 
 def kernels_in(f: Any, *args: Any) -> list[str]:
@@ -208,15 +208,30 @@ def test_other_platforms_get_composed():
 
 def test_export_asks_before_it_keeps_a_kernel():
     x, scale, offset, _ = given(LAYER)
-    jitted = jax.jit(function(LAYER))
+    jitted = jax.jit(function(LAYER, kernel="cpu"))
     with pytest.raises(ValueError, match="AnynormForward"):
         jax.export.export(jitted)(x, scale, offset).serialize()
     allowed = [jax.export.DisabledSafetyCheck.custom_call("AnynormForward")]
     kept = jax.export.deserialize(jax.export.export(jitted, disabled_checks=allowed)(x, scale, offset).serialize())
     np.testing.assert_array_equal(kept.call(x, scale, offset), jitted(x, scale, offset))
-    with composed():
-        exported = jax.export.export(jax.jit(function(LAYER)))(x, scale, offset).serialize()
-    assert_close(jax.export.deserialize(exported).call(x, scale, offset), jitted(x, scale, offset))
+
+
+@some
+def test_export_writes_composed_whatever_ran_before(case):
+    """Also where JAX has the function's program already, with the kernels that serve it here."""
+    x, scale, offset, dy = given(case)
+    arrays = [a for a in (x, scale, offset) if a is not None]
+    jitted = jax.jit(function(case))
+    want = jitted(*arrays)
+    assert kernels_in(function(case), *arrays) == ["AnynormForward"]
+    for platforms in (None, ("cpu", "cuda")):
+        exported = jax.export.export(jitted, platforms=platforms)(*arrays)
+        assert "Anynorm" not in exported.mlir_module()
+        kept = jax.export.deserialize(exported.serialize(vjp_order=1))
+        assert_close(kept.call(*arrays), want)
+        for one, other in zip(jax.vjp(kept.call, *arrays)[1](dy), jax.vjp(jitted, *arrays)[1](dy), strict=True):
+            assert_close(one, other)
+    assert kernels_in(function(case), *arrays) == ["AnynormForward"]
 
 
 def test_symbolic_dimensions_are_composed():

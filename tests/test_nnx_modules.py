@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -290,6 +291,34 @@ def test_a_mask_of_numbers_is_refused(module, mask):
     with pytest.raises(TypeError, match="the mask must be boolean"):
         module(4, rngs=nnx.Rngs(0))(jnp.ones((3, 4)), mask=mask)
     assert module(4, rngs=nnx.Rngs(0))(jnp.ones((3, 4)), mask=[True, True, False, True]).shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("module", "mask"),
+    [
+        (lambda: A.LayerNorm(6, rngs=nnx.Rngs(0)), np.arange(6) == 2),
+        (lambda: A.GroupNorm(6, 3, rngs=nnx.Rngs(0)), (np.arange(6) % 2 == 0) & (np.arange(4) == 1)[:, None]),
+        (lambda: A.BatchNorm(6, rngs=nnx.Rngs(0)), np.arange(12).reshape(3, 4, 1) == 5),
+    ],
+    ids=["layer", "group", "batch"],
+)
+def test_one_element_under_a_mask_is_said(module, mask):
+    """As without a mask, where its values are known; two elements of one statistic are enough to go on."""
+    x, module = jnp.asarray(seed("masks").normal(size=(3, 4, 6)), jnp.float32), module()
+    apply = nnx.jit(lambda module, x, mask: module(x, mask=mask))
+    for given in (mask, jnp.asarray(mask), mask.tolist()):
+        with pytest.warns(UserWarning, match=r"one element of an input of shape \(3, 4, 6\) under its mask"):
+            module(x, mask=given)
+    with pytest.warns(UserWarning, match="under its mask"):
+        nnx.jit(lambda module, x: module(x, mask=mask))(module, x)
+    some = np.broadcast_to(mask, x.shape).copy()
+    some[0, 1, 2:4] = some[:2, 1, 4] = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(x, mask=some)
+        apply(module, x, mask)
+        module(x, mask=np.zeros(6, bool))
+        A.RMSNorm(6, rngs=nnx.Rngs(0))(x, mask=np.arange(6) == 2)
 
 
 @pytest.mark.parametrize("axis", [0, -1])

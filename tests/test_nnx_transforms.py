@@ -19,7 +19,6 @@ nnx = pytest.importorskip("flax.nnx")
 
 import anynorm  # noqa: E402
 import anynorm.nnx as A  # noqa: E402, N812
-from anynorm.kernels.select import forced_by_environment  # noqa: E402
 
 MAKE = {
     "BatchNorm": lambda: A.BatchNorm(4, rngs=nnx.Rngs(0)),
@@ -143,23 +142,19 @@ def test_training_inside_nnx_jit_moves_the_statistics_once():
 
 
 @three
-def test_export_of_the_composed_path(name, monkeypatch):
+def test_export(name):
     """Saved without any of anynorm's operations, also with a batch of unknown size; gradients are saved along."""
-    monkeypatch.setenv("ANYNORM_KERNEL", "composed")
-    forced_by_environment.cache_clear()
-    jax.clear_caches()
-    try:
-        graph, state = nnx.split(MAKE[name]())
-        f = jax.jit(lambda x: merged(graph, state)(x))
-        x = jnp.asarray(arrays(1)[0], jnp.float32)
-        (n,) = jax.export.symbolic_shape("n")
-        exported = jax.export.export(f, platforms=("cpu", "cuda"))(jax.ShapeDtypeStruct((n, *SHAPE[1:]), jnp.float32))
+    graph, state = nnx.split(MAKE[name]())
+    f = jax.jit(lambda x: merged(graph, state)(x))
+    x = jnp.asarray(arrays(1)[0], jnp.float32)
+    f(x)
+    (n,) = jax.export.symbolic_shape("n")
+    for first in (n, len(x)):
+        shape = jax.ShapeDtypeStruct((first, *SHAPE[1:]), jnp.float32)
+        exported = jax.export.export(f, platforms=("cpu", "cuda"))(shape)
         loaded = jax.export.deserialize(exported.serialize(vjp_order=1))
         np.testing.assert_allclose(loaded.call(x), f(x), rtol=0, atol=1e-6)
         np.testing.assert_allclose(jax.vjp(loaded.call, x)[1](x)[0], jax.vjp(f, x)[1](x)[0], rtol=0, atol=1e-5)
-    finally:
-        forced_by_environment.cache_clear()
-        jax.clear_caches()
 
 
 PROGRAM = """

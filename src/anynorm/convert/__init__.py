@@ -87,11 +87,17 @@ def convert(
         The layer; with `check`, a `Converted` of it, the largest difference and the notes.
 
     Raises:
-        TypeError: the layer is no normalization of a known framework, or the model has other layers; what to do with
-            such a model, the error says (`convert_state`).
-        ValueError: the layer does something that no layer there can do, such as torch's `momentum=None`, or may do
-            so: it is of a subclass, its parameters are parametrized or have no numbers yet; unknown names; a
-            difference above the tolerance.
+        TypeError: the layer is no normalization of a known framework; its parameters are no floating-point numbers; or
+            the model has other layers: what to do with such a model, the error says (`convert_state`).
+        ValueError: the layer may do more than its class says: it is of a subclass, its parameters are parametrized, it
+            has hooks or a forward of its own. It has no numbers: it is not built, lazy, on the meta device, abstract
+            or traced; nothing says how many channels there are. It does what no layer there can do: torch's
+            `momentum=None`, an `activation` and `track_running_stats` other than usual; Keras's `renorm` and
+            `rms_scaling`; Flax's axes that it counts from the front, parameters over several axes, of which it keeps
+            the product, and `flax.nnx.GroupNorm(reduction_axes=)`. The target has no such layer: torch's batch
+            normalization has its channels on axis 1, of 2 to 5 dimensions; Addons has three norms over one axis;
+            `keras.Sequential` takes no layer twice. Channels that cannot be moved, or would be in a part of a chain;
+            arguments that are none; a difference above the tolerance.
 
     Warns:
         UserWarning: without `check`, the notes: what the target cannot take over.
@@ -115,6 +121,8 @@ def convert(
     source, target = dialect_of(layer), _dialect(to)
     if channels is not None and channels not in (*POSITIONS, "kept"):
         raise ValueError(f'channels is "first" or "last" or "kept", not {channels!r}')
+    if rank is not None and not (isinstance(rank, int) and rank > 0):
+        raise ValueError(f"rank is the number of the input's dimensions, such as 4, not {rank!r}")
     layers = models.layers_of(layer, source)
     norms = [read(one, source) for one in layers]
     if source.parts(layer) is not None:
@@ -126,7 +134,7 @@ def convert(
     remarks = [note for one in made.values() for note in one.notes] + notes.shared(layers, source)
     result = parts[0].layer if source.parts(layer) is None else target.join([one.layer for one in parts])
     if check:
-        return Converted(result, max(one.difference for one in parts), tuple(dict.fromkeys(remarks)))
+        return Converted(result, max((one.difference for one in parts), default=0.0), tuple(dict.fromkeys(remarks)))
     if remarks:
         warnings.warn(f"converted, but {'; '.join(dict.fromkeys(remarks))}", stacklevel=2)
     return result
@@ -145,11 +153,14 @@ def convert_state(state: Mapping[str, Any], names: Mapping[str, str], *, source:
     Returns:
         The target's arrays by name, nested for "nnx", as `nnx.replace_by_pure_dict` takes them. Entries that `names`
         does not name are left out: kernels of convolutions need more than a new name. They keep their types; bfloat16
-        comes to Keras and Addons as float32, of the same values, and float64 to JAX as it is configured.
+        comes to Keras and Addons as float32, of the same values, and float64 to JAX as it is configured. They keep
+        their shapes too, but for filter response normalization's from images, (1, 1, 1, c) in Keras and Addons, which
+        come elsewhere as (c,); a variable of Keras's takes those reshaped.
 
     Raises:
         KeyError: a name that the state lacks, or a parameter that is no normalization's.
-        ValueError: an unknown dialect.
+        ValueError: an unknown dialect, or an array without numbers: of a lazy torch module, on the meta device, of an
+            abstract Flax module, or within a function that is being compiled.
 
     >>> import numpy as np
     >>> state = {"0.weight": np.ones(9), "1.weight": np.ones(3), "1.running_mean": np.zeros(3)}
@@ -159,7 +170,7 @@ def convert_state(state: Mapping[str, Any], names: Mapping[str, str], *, source:
     _dialect(source)
     target = _dialect(to)
     flat = states.converted(state, names, source, to)
-    arrays = {name: target.array(*states.host(value)) for name, value in flat.items()}
+    arrays = {name: target.array(*states.numbers(name, value)) for name, value in flat.items()}
     return states.nested(arrays, states.SEPARATORS[to]) if to in states.NESTED else arrays
 
 
@@ -170,6 +181,9 @@ def norm_names(model: Any) -> list[str]:
 
     Args:
         model: of torch, Keras (built) or Flax NNX.
+
+    Raises:
+        ValueError: a Keras model that is not built, or two norms of one name, as Keras's subclassed models may have.
 
     >>> import torch
     >>> norm_names(torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.LayerNorm(6)))
@@ -183,7 +197,8 @@ def norm_mapping(source: Any, target: Any) -> dict[str, str]:
 
     They are paired by their names, if all names of both models are the same but for what all have in front, for
     separators and for containers called "layers"; else by their order, if both models are nothing but chains; else by
-    kind and shapes, if no two norms of a model have the same. Pairs must have one kind and one shape of parameters.
+    kind and shapes, if no two norms of a model have the same. Pairs must have one kind, the same of scale, offset and
+    statistics, and one shape of these.
     Epsilon and momentum are no part of a state: build the target with the source's.
 
     Args:
@@ -191,7 +206,7 @@ def norm_mapping(source: Any, target: Any) -> dict[str, str]:
 
     Raises:
         ValueError: there are different numbers of norms, pairs that do not fit, or more than one way to pair them; the
-            names are in the error.
+            names are in the error. Or a model has parameters without shapes, or two norms of one name.
 
     >>> import torch
     >>> one = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.LayerNorm(6))
@@ -207,11 +222,14 @@ def model_state(model: Any) -> dict[str, Any]:
     Args:
         model: of torch, Keras (built) or Flax NNX.
 
+    Raises:
+        ValueError: a Keras model that is not built, or two variables of one path, of which a state could hold one.
+
     >>> import torch
     >>> list(model_state(torch.nn.LayerNorm(6)))
     ['weight', 'bias']
     """
-    return dict(dialect_of(model).state(model))
+    return models.state(model, dialect_of(model))
 
 
 def dialect_of(layer: Any) -> ModuleType:

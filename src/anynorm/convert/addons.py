@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ _KINDS = {
 }
 _NAMES = {kind: f"Addons>{name}" for name, kind in _KINDS.items()}
 # The layers' defaults, for configurations that leave them out.
-_DEFAULTS = {"axis": -1, "center": True, "scale": True, "groups": 2}
+_DEFAULTS = {"axis": -1, "center": True, "scale": True}
 
 
 def is_norm(layer: Any) -> bool:
@@ -43,6 +43,11 @@ def variables(layer: Any) -> list[Any]:
 
 
 def _name(layer: Any) -> str:
+    if not isinstance(layer, Mapping) or not {"class_name", "config", "weights"} <= layer.keys():
+        raise TypeError(
+            f'this {type(layer).__name__} is no layer of TensorFlow Addons: {{"class_name": ..., "config": ..., '
+            '"weights": [...]}, or a list of these'
+        )
     return str(layer["class_name"]).rsplit(">", 1)[-1]
 
 
@@ -50,12 +55,14 @@ def read(layer: Any) -> Norm:
     name = _name(layer)
     if name not in _KINDS:
         raise TypeError(f"{name} is none of the normalizations of TensorFlow Addons: {', '.join(_KINDS)}")
-    given = [np.asarray(w) for w in layer["weights"]]
+    given = [np.asarray(w) for w in layer["weights"] or ()]
     config, weights = {**_DEFAULTS, **layer["config"]}, [widened(w) for w in given]
     types = Types(*[w.dtype.name for w in given[:1]])
     if _KINDS[name] == "response":
-        return replace(_response(config, weights), types=types)
+        return replace(_response(layer["config"], weights), types=types)
     axis = config["axis"]
+    if not isinstance(axis, int) or axis == 0:
+        raise ValueError(f"Addons' {name} has its channels on one axis behind the batch, and not on {axis!r}")
     if axis < -1:
         # Its reshape is wrong there, so that a model trained with it learned something else.
         raise ValueError(f"Addons' {name} on axis {axis} is no {_KINDS[name]} normalization; there is no counterpart")
@@ -64,7 +71,9 @@ def read(layer: Any) -> Norm:
         raise ValueError(f"{name} with {config} has {sum(there)} weights, and {len(weights)} were given")
     values = iter(weights)
     scale, offset = (next(values) if yes else None for yes in there)
-    kind, groups, shape = _KINDS[name], config["groups"], shape_of(scale, offset)
+    kind, groups, shape = _KINDS[name], config.get("groups"), shape_of(scale, offset)
+    if kind == "group" and groups is None:
+        raise ValueError(f"the configuration of this {name} says no groups; Addons' default was 2 once, and 32 later")
     if kind == "group" and groups == -1:
         kind = "instance"
     return Norm(
@@ -82,7 +91,13 @@ def read(layer: Any) -> Norm:
 
 def _response(config: dict[str, Any], weights: list[np.ndarray]) -> Norm:
     eps = abs(float(config.get("epsilon", 1e-6)))
-    learned = float(weights.pop(0)[0]) if config.get("learned_epsilon", False) else None
+    is_learned = bool(config.get("learned_epsilon", False))
+    if list(config.get("axis", [1, 2])) != [1, 2] or len(weights) != 2 + is_learned:
+        raise ValueError(
+            "Addons' FilterResponseNormalization has the axis [1, 2] and the weights gamma and beta, behind a learned "
+            f"epsilon where it has one; this one has {config} and {len(weights)} weights"
+        )
+    learned = float(weights.pop(0)[0]) if is_learned else None
     scale, offset = (w.reshape(-1) for w in weights)
     one: dict[str, Any] = {"rank": 4, "channels": CHANNELS, "learned_eps": learned}
     return Norm("response", (LAST,), scale.shape, eps, scale, offset, **one)
@@ -125,7 +140,7 @@ def named(model: Any) -> Iterator[tuple[str, Any]]:
     return iter(())
 
 
-def state(model: Any) -> dict[str, Any]:
+def state(model: Any) -> Iterable[tuple[str, Any]]:
     raise TypeError("a dictionary of arrays is a state already: give it to convert_state as it is")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from math import prod
 from typing import Any
 
 import keras
@@ -18,8 +19,23 @@ from ..keras import (
     RMSNormalization,
 )
 from ..ops import of
-from .norm import FIRST, LAST, Array, Norm, Types, canonical, group_kind, layout_of, neutral, shape_of, widened
-from .state import NAMES
+from .norm import (
+    FIRST,
+    LAST,
+    LEARNING,
+    ROLES,
+    Array,
+    Norm,
+    Shapes,
+    Types,
+    canonical,
+    group_kind,
+    layout_of,
+    neutral,
+    shape_of,
+    widened,
+)
+from .state import LEARNED, NAMES
 
 CHANNELS, ANY_SENTENCE, FREEZES = "last", True, True
 # What no layer of another framework can have, by its attribute.
@@ -31,6 +47,8 @@ LOUD = (
     "activity_regularizer",
     "learned_epsilon_constraint",
 )
+# Of the variables, in the order of `ROLES`.
+_NAMES = (*NAMES["keras"], LEARNED["keras"])
 _OWN = (*LOUD, "gamma_initializer", "beta_initializer", "moving_mean_initializer", "moving_variance_initializer")
 KINDS = {
     "batch": (keras.layers.BatchNormalization, BatchNormalization),
@@ -66,13 +84,11 @@ def kind(layer: Any) -> str | None:
     return None if name == "sentence" else name
 
 
-def shapes(layer: Any) -> tuple[tuple[int, ...], ...]:
-    """Those of parameters and running statistics that it has, in the order of `NAMES`."""
-    found = [getattr(layer, name, None) for name in NAMES["keras"]]
-    if isinstance(layer, keras.layers.RMSNormalization):
-        found[0] = layer.scale
-    there = (tuple(v.shape) for v in found if v is not None)
-    return tuple(shape[-1:] if kind(layer) == "response" else shape for shape in there)
+def shapes(layer: Any) -> Shapes:
+    """Those of parameters and running statistics that it has."""
+    found = {role: tuple(v.shape) for role, v in _variables(layer).items() if v is not None}
+    # Filter response normalization's have the input's dimensions, of which one is the channels'.
+    return {role: (prod(shape),) if kind(layer) == "response" else shape for role, shape in found.items()}
 
 
 def _kind(layer: Any) -> str | None:
@@ -88,12 +104,11 @@ def read(layer: Any) -> Norm:
     if getattr(layer, "renorm", False) or getattr(layer, "rms_scaling", False):
         raise ValueError(f"{layer.name} has renorm=True or rms_scaling=True, which no other framework's layer has")
     shape = tuple(layer.get_build_config()["input_shape"])
-    found = {"scale": layer.scale if kind == "rms" else getattr(layer, "gamma", None)}
-    found["offset"] = getattr(layer, "beta", None)
-    scale, offset = (numpy(variable) for variable in found.values())
+    found = _variables(layer)
+    scale, offset = numpy(found["scale"]), numpy(found["offset"])
     common: dict[str, Any] = {"scale": scale, "offset": offset, "eps": layer.epsilon, "rank": len(shape)}
     common |= {"types": _types(layer), "still": not layer.trainable, "own": _own(layer)}
-    common["frozen"] = frozenset(n for n, variable in found.items() if variable is not None and not variable.trainable)
+    common["frozen"] = frozenset(n for n in LEARNING if found[n] is not None and not found[n].trainable)
     if kind == "response":
         return _response(layer, shape, common)
     if kind == "sentence":
@@ -112,7 +127,7 @@ def read(layer: Any) -> Norm:
     groups = layer.groups if kind == "group" else None
     if kind != "batch":
         return Norm(kind, **norm, groups=groups, **common)
-    statistics: dict[str, Any] = {"mean": numpy(layer.moving_mean), "variance": numpy(layer.moving_variance)}
+    statistics: dict[str, Any] = {name: numpy(found[name]) for name in ("mean", "variance")}
     return Norm(kind, **norm, **statistics, keep=layer.momentum, synchronized=layer.synchronized, **common)
 
 
@@ -149,9 +164,7 @@ def write(norm: Norm) -> keras.layers.Layer:
         shape[axis] = length
     layer.build(tuple(shape))
     variables = _variables(layer)
-    values: dict[str, Any] = dict(
-        zip(variables, (norm.scale, norm.offset, norm.mean, norm.variance, norm.learned_eps), strict=True)
-    )
+    values: dict[str, Any] = {role: getattr(norm, role) for role in variables}
     if norm.kind == "rms":
         values["scale"] = neutral(norm)[0]
     # Before its variables, all of which it sets.
@@ -164,9 +177,10 @@ def write(norm: Norm) -> keras.layers.Layer:
 
 
 def _variables(layer: Any) -> dict[str, Any]:
-    scale = layer.scale if isinstance(layer, RMSNormalization) else layer.gamma
-    rest = (getattr(layer, name, None) for name in ("beta", "moving_mean", "moving_variance", "learned_epsilon"))
-    return dict(zip(("scale", "offset", "mean", "variance", "learned_eps"), (scale, *rest), strict=True))
+    """By role, None for those that it has not."""
+    found = {role: getattr(layer, name, None) for role, name in zip(ROLES, _NAMES, strict=True)}
+    # Keras's RMS normalization calls its gamma scale, which in the other layers says whether there is one.
+    return found | {"scale": layer.scale} if _kind(layer) == "rms" else found
 
 
 def _made(norm: Norm) -> Any:
@@ -223,12 +237,22 @@ def join(layers: list[Any]) -> keras.Sequential:
 
 def named(model: Any) -> Iterator[tuple[str, Any]]:
     """All layers of a model that have parameters, by the paths of these."""
-    layers = model._flatten_layers(include_self=False) if isinstance(model, keras.Model) else [model]
-    return ((layer.weights[0].path.rpartition("/")[0], layer) for layer in layers if layer.weights)
+    found = _layers(model) if isinstance(model, keras.Model) else model._flatten_layers()
+    return ((layer.weights[0].path.rpartition("/")[0], layer) for layer in found if layer.weights)
 
 
-def state(model: Any) -> dict[str, Any]:
-    return {variable.path: numpy(variable) for variable in model.variables}
+def _layers(model: Any) -> list[Any]:
+    """A model and all layers in it; raises where some have no variables yet."""
+    found: list[Any] = model._flatten_layers()
+    inner = [layer.built for layer in found if layer is not model]
+    if not model.built and not (inner and all(inner)):
+        raise ValueError(f"{model.name} has no parameters yet: build it, or call it once")
+    return found
+
+
+def state(model: Any) -> Iterable[tuple[str, Any]]:
+    _layers(model)
+    return ((variable.path, numpy(variable)) for variable in model.variables)
 
 
 def array(values: Array, dtype: str) -> np.ndarray:

@@ -92,7 +92,7 @@ def check_layout(norms: list[Norm], source: ModuleType, target: ModuleType, chan
     if channels is None and len({_placed(norm, source, target, None).axes == norm.axes for norm in norms}) > 1:
         raise ValueError(
             "some of the layers would get their channels elsewhere and others, which have none, stay: say "
-            'channels="kept" for a model that takes the same input'
+            'channels="kept" for a model that takes the same input, or "first" or "last" where all are to have them'
         )
 
 
@@ -109,4 +109,7 @@ def _difference(
     there, here = (norm.position, moved.position) if norm.axes else (0, 0)
     want = np.moveaxis(source.run(layer, x), there, here)
     y = target.run(result, np.ascontiguousarray(np.moveaxis(x, there, here)))
-    return float(np.abs(y - want).max()), float(np.abs(want).max(initial=1e-30))
+    # NaN for NaN, as a broken layer has them, is no difference.
+    is_same = (y == want) | (np.isnan(y) & np.isnan(want))
+    apart, size = np.abs(np.subtract(y, want, where=~is_same, out=np.zeros_like(y))), np.abs(want)
+    return float(apart.max(initial=0.0)), float(size.max(initial=1e-30, where=np.isfinite(size)))

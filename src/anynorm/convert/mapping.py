@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from . import model as models
+from .norm import Shapes
 
 
 class _Known(NamedTuple):
@@ -15,22 +16,24 @@ class _Known(NamedTuple):
 
     Attributes:
         kind: "batch" and so on, or None for a norm given as a sentence, which may be any.
-        shapes: those of its parameters and running statistics.
+        shapes: those of its parameters and running statistics, by what they are.
     """
 
     kind: str | None
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: Shapes
 
     def fits(self, other: _Known) -> bool:
         """Flax has the parameters of several axes in one, so that only shapes of as many axes are compared."""
         if None not in (self.kind, other.kind) and self.kind != other.kind:
             return False
-        pairs = zip(self.shapes, other.shapes, strict=False)
-        same = all(a == b if len(a) == len(b) else prod(a) == prod(b) for a, b in pairs)
-        return same and len(self.shapes) == len(other.shapes)
+        if self.shapes.keys() != other.shapes.keys():
+            return False
+        pairs = ((shape, other.shapes[role]) for role, shape in self.shapes.items())
+        return all(a == b if len(a) == len(b) else prod(a) == prod(b) for a, b in pairs)
 
     def __str__(self) -> str:
-        return f"{self.kind or 'sentence'} {', '.join(map(str, self.shapes[:1]))}"
+        shape = next(iter(self.shapes.values()))
+        return f"{self.kind or 'sentence'} {shape}, {' and '.join(self.shapes)}"
 
 
 def of_models(a: Any, source: ModuleType, b: Any, target: ModuleType) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -11,11 +11,11 @@ import numpy as np
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from ..catalogue import last
+from ..catalogue import group, last, over
 from ..nnx import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from ..nnx import Norm as SentenceNorm
-from ..spec import NormSpec
-from .norm import LAST, Array, Norm, Types, group_kind, layout_of, neutral, type_name, widened
+from ..spec import MOMENTS, NormSpec
+from .norm import LAST, ROLES, Array, Norm, Shapes, Types, group_kind, layout_of, neutral, shape_of, type_name, widened
 from .state import NAMES
 
 CHANNELS, ANY_SENTENCE, FREEZES = "last", True, False
@@ -32,8 +32,8 @@ def why_not(layer: Any) -> str | None:
     """Why no module made anew can be what this one is, or None."""
     if type(layer) not in KNOWN:
         return "its class is a subclass of a norm's, and may do something else"
-    if any(isinstance(variable.get_value(), jax.ShapeDtypeStruct) for variable in variables(layer)):
-        return "it is abstract and has no numbers: give it some, by nnx.update"
+    if any(isinstance(variable.get_value(), jax.ShapeDtypeStruct | jax.core.Tracer) for variable in variables(layer)):
+        return "it is abstract and has no numbers: give it some, by nnx.update, or, within jit, convert before that"
     return None
 
 
@@ -57,9 +57,10 @@ def kind(layer: Any) -> str | None:
     return next(name for known, name in _KINDS if isinstance(layer, known))
 
 
-def shapes(layer: Any) -> tuple[tuple[int, ...], ...]:
-    """Those of parameters and running statistics that it has, in the order of `NAMES`."""
-    return tuple(tuple(variable.shape) for variable in variables(layer))
+def shapes(layer: Any) -> Shapes:
+    """Those of parameters and running statistics that it has."""
+    found = zip(ROLES, _VARIABLES, strict=False)
+    return {role: tuple(v.shape) for role, name in found if (v := getattr(layer, name, None)) is not None}
 
 
 def variables(layer: Any) -> list[Any]:
@@ -77,9 +78,9 @@ def read(layer: Any) -> Norm:
         shape = (features,) if isinstance(features, int) else tuple(features or ())
         return Norm("sentence", (), shape, given=layer.spec, **common).over_last()
     if isinstance(layer, nnx.GroupNorm):
-        if layer.reduction_axes is not None:
-            raise ValueError("GroupNorm with reduction_axes has no counterpart; write it as a sentence, with Norm")
         features = layer.num_groups * layer.group_size
+        if layer.reduction_axes is not None:
+            return Norm("sentence", (), (features,), given=_grouped(layer), **common)
         return Norm("group", (LAST,), (features,), groups=layer.num_groups, channels=CHANNELS, **common)
     if isinstance(layer, nnx.BatchNorm | nnx.InstanceNorm):
         axes = _axes(layer.axis if isinstance(layer, nnx.BatchNorm) else layer.feature_axes)
@@ -90,13 +91,48 @@ def read(layer: Any) -> Norm:
             return Norm("instance", **one, **common)
         training = not layer.use_running_average
         return Norm("batch", **one, mean=mean, variance=variance, keep=layer.momentum, training=training, **common)
-    axes = _axes(layer.reduction_axes)
-    if axes != _axes(layer.feature_axes) or len(axes) != 1:
+    axes, carriers = _axes(layer.reduction_axes), _axes(layer.feature_axes)
+    has, remove = shape_of(scale, offset), MOMENTS if isinstance(layer, nnx.LayerNorm) else ("scale",)
+    if axes == carriers and len(axes) == 1:
+        return Norm("layer" if remove == MOMENTS else "rms", axes, (layer.num_features,), **common)
+    if has and len(carriers) > 1:
         raise ValueError(
-            f"{type(layer).__name__} with the reduction axes {axes} does not say the lengths that its parameters would "
-            "have elsewhere; write it as a sentence, with Norm"
+            f"{type(layer).__name__} with the feature axes {carriers} keeps the product of their lengths, "
+            f"{layer.num_features}, and not the lengths, which its parameters would have elsewhere: write it as a "
+            'sentence, with Norm, as in anynorm.nnx.Norm("... [a b]", (5, 7), affine="a b"), give that the scale and '
+            "bias in this shape, and convert it"
         )
-    return Norm("layer" if isinstance(layer, nnx.LayerNorm) else "rms", axes, (layer.num_features,), **common)
+    spec = over(axes, carriers, _count(layer, (*axes, *carriers)), remove)
+    return Norm("sentence", (), has, given=_open(spec), **common)
+
+
+def _grouped(layer: Any) -> NormSpec:
+    """The sentence of a GroupNorm that says its reduction axes."""
+    if not isinstance(layer, GroupNorm):
+        raise ValueError(
+            "flax.nnx.GroupNorm with reduction_axes takes other groups' statistics where it keeps more axes than the "
+            "batch; make it anynorm.nnx.GroupNorm, which does not, or write it as a sentence, with Norm"
+        )
+    axes = _axes(layer.reduction_axes)
+    rank = _count(layer, axes)
+    if LAST not in axes:
+        raise ValueError(f"reduction_axes={layer.reduction_axes!r} lacks the last axis, the one split into groups")
+    return _open(group(LAST, rank, layer.num_groups, tuple(i for i in range(rank) if i - rank not in axes)))
+
+
+def _count(layer: Any, axes: tuple[int, ...]) -> int:
+    """Of how many axes, counted from the end, a module speaks; raises where it counts from the front."""
+    if max(axes) >= 0:
+        raise ValueError(
+            f"{type(layer).__name__} over the axes {axes} is another for each rank of the input; set its axes to "
+            "negative numbers, which are counted from the end, or write it as a sentence, with Norm"
+        )
+    return -min(axes)
+
+
+def _open(spec: NormSpec) -> NormSpec:
+    """The sentence about the last axes, with any others in front."""
+    return NormSpec.of(f"... {spec.text}", affine=spec.affine_text, remove=spec.remove, **dict(spec.sizes))
 
 
 def _axes(axes: Any) -> tuple[int, ...]:
@@ -180,8 +216,8 @@ def named(model: Any) -> Iterator[tuple[str, Any]]:
     return ((".".join(map(str, path)), module) for path, module in found if nnx.to_flat_state(nnx.state(module)))
 
 
-def state(model: Any) -> dict[str, Any]:
-    return dict(nnx.to_pure_dict(nnx.state(model)))
+def state(model: Any) -> Iterable[tuple[str, Any]]:
+    return nnx.to_pure_dict(nnx.state(model)).items()  # type: ignore[no-any-return]
 
 
 def array(values: Array, dtype: str) -> Any:

@@ -19,6 +19,10 @@ from ..spec import MOMENTS, NormSpec
 Array = Any
 FIRST, LAST = 1, -1
 POSITIONS = {"first": FIRST, "last": LAST}
+# What a layer's arrays are, as `Norm` calls them, and their shapes by these names.
+ROLES = ("scale", "offset", "mean", "variance", "learned_eps")
+LEARNING = ("scale", "offset", "learned_eps")
+Shapes = dict[str, tuple[int, ...]]
 
 
 class Types(NamedTuple):
@@ -54,7 +58,7 @@ class Norm:
         given: the sentence, of kind "sentence".
         learned_eps: what filter response normalization has learned to add to eps, None where it learns none.
         types: of parameters, statistics and result.
-        frozen: which of "scale" and "offset" do not learn.
+        frozen: which of "scale", "offset" and "learned_eps" do not learn.
         still: that batch normalization is never in training, as Keras's `trainable=False` has it.
         synchronized: that the batches of all processes or devices share their statistics.
         own: what only a layer of the same framework can take over, by the name of its attribute or argument.
@@ -181,12 +185,15 @@ class Norm:
 
 def checked(norm: Norm) -> Norm:
     """The norm as it is, or an error where its arrays and its sentence do not fit each other."""
+    arrays = {role: values for role in ROLES[:4] if (values := getattr(norm, role)) is not None}
+    for role, values in arrays.items():
+        if values.dtype.kind != "f":
+            raise TypeError(f"{role} is of {values.dtype}, and a normalization's parameters are floating-point numbers")
     if norm.shape:
         wanted = plan(norm.spec(norm.sample_rank()), norm.sample_shape()).affine.shape
-        for name in ("scale", "offset"):
-            values = getattr(norm, name)
-            if values is not None and values.shape != wanted:
-                raise ValueError(f"{name} has the shape {values.shape}, and the layer's axes have {wanted}")
+        for role, values in arrays.items():
+            if values.shape != wanted:
+                raise ValueError(f"{role} has the shape {values.shape}, and the layer's axes have {wanted}")
     return norm
 
 

@@ -25,8 +25,9 @@ def lost(was: Norm, source: ModuleType, made: Norm, target: ModuleType) -> list[
     results = [norm.types.result or norm.types.parameters for norm in (was, made)]
     if results[0] != results[1] and was.types.result is not None:
         notes.append(f"results were {results[0]} whatever the input, and follow from input and parameters now")
-    if was.frozen and not target.FREEZES:
-        notes.append(f"the frozen {' and '.join(sorted(was.frozen))} would learn: leave them out of the optimizer")
+    freed = [] if target.FREEZES else [name for name in sorted(was.frozen) if getattr(made, name) is not None]
+    if freed:
+        notes.append(f"the frozen {' and '.join(freed)} would learn: leave them out of the optimizer")
     if was.still and was.kind == "batch" and not made.still:
         notes.append("trainable=False keeps running statistics in training too: elsewhere, call eval() after train()")
     if was.synchronized and not made.synchronized:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from torch.nn.utils import parametrize
 from ..torch import FilterResponseNorm, GroupNorm, LayerNorm, LayerNorm2d, RMSNorm, RMSNorm2d, SyncBatchNorm
 from ..torch import Norm as SentenceNorm
 from ..torch.peers import BATCH, INSTANCE, KNOWN
-from .norm import FIRST, Array, Norm, Types, group_kind, neutral, shape_of, type_name
-from .state import NAMES
+from .norm import FIRST, ROLES, Array, Norm, Shapes, Types, group_kind, neutral, shape_of, type_name
+from .state import LEARNED, NAMES
 
 CHANNELS, ANY_SENTENCE, FREEZES = "first", True, True
 # What no layer of another framework can have.
@@ -32,6 +32,7 @@ _KINDS = (
 )
 _CLASSES = (torch.nn.GroupNorm, *(known for known, _ in _KINDS))
 _PARAMETERS = {"scale": "weight", "offset": "bias"}
+_LEARNING = {**_PARAMETERS, "learned_eps": LEARNED["torch"]}
 _SYNCHRONIZED = (SyncBatchNorm, torch.nn.SyncBatchNorm)
 
 
@@ -78,7 +79,11 @@ def read(layer: Any, whole: bool = True) -> Norm:
     found = {name: getattr(layer, ours, None) for name, ours in _PARAMETERS.items()}
     scale, offset = (numpy(tensor) for tensor in found.values())
     common: dict[str, Any] = {"scale": scale, "offset": offset, "training": layer.training, "types": _types(layer)}
-    common["frozen"] = frozenset(n for n, tensor in found.items() if tensor is not None and not tensor.requires_grad)
+    common["frozen"] = frozenset(
+        role
+        for role, name in _LEARNING.items()
+        if (tensor := getattr(layer, name, None)) is not None and not tensor.requires_grad
+    )
     if isinstance(layer, SentenceNorm):
         return Norm("sentence", (), shape_of(scale), layer.eps, given=layer.spec, **common)
     if isinstance(layer, torch.nn.GroupNorm):
@@ -116,11 +121,12 @@ def kind(layer: Any) -> str | None:
     return next(name for known, name in _KINDS if isinstance(layer, known))
 
 
-def shapes(layer: Any) -> tuple[tuple[int, ...], ...]:
-    """Those of parameters and running statistics that it has, in the order of `NAMES`."""
+def shapes(layer: Any) -> Shapes:
+    """Those of parameters and running statistics that it has."""
     if isinstance(layer, LazyModuleMixin):
         raise ValueError(f"{type(layer).__name__} has no parameters yet: call it once")
-    return tuple(tuple(v.shape) for name in NAMES["torch"] if (v := getattr(layer, name, None)) is not None)
+    found = zip(ROLES, (*NAMES["torch"], LEARNED["torch"]), strict=True)
+    return {role: tuple(v.shape) for role, name in found if (v := getattr(layer, name, None)) is not None}
 
 
 def _types(layer: Any) -> Types:
@@ -142,7 +148,8 @@ def _with_statistics(layer: Any, common: dict[str, Any]) -> Norm:
         raise ValueError("momentum=None, the plain average, has no counterpart; set the layer's momentum to a number")
     common |= {"mean": numpy(layer.running_mean), "variance": numpy(layer.running_var)}
     common |= {"keep": 1 - layer.momentum} if is_batch else {}
-    common["own"] = {"num_batches_tracked": int(layer.num_batches_tracked)} if is_batch else {}
+    tracked = layer.num_batches_tracked if is_batch else None
+    common["own"] = {} if tracked is None else {"num_batches_tracked": int(tracked)}
     if isinstance(layer, _SYNCHRONIZED):
         common["synchronized"] = True
         common["own"] |= {} if layer.process_group is None else {"process_group": layer.process_group}
@@ -178,7 +185,7 @@ def write(norm: Norm) -> torch.nn.Module:
         layer.num_batches_tracked.fill_(norm.own.get("num_batches_tracked", 0))
     # An offset has a scale beside it, of ones where there was none, which then does not learn.
     for name in norm.frozen | ({"scale"} if norm.scale is None else set()):
-        if (parameter := getattr(layer, _PARAMETERS[name], None)) is not None:
+        if (parameter := getattr(layer, _LEARNING[name], None)) is not None:
             parameter.requires_grad_(False)
     return layer.train(norm.training and not (norm.still and norm.kind == "batch"))
 
@@ -243,8 +250,8 @@ def named(model: Any) -> Iterator[tuple[str, Any]]:
     return ((name, layer) for name, layer in model.named_modules() if layer.state_dict())
 
 
-def state(model: Any) -> dict[str, Any]:
-    return dict(model.state_dict())
+def state(model: Any) -> Iterable[tuple[str, Any]]:
+    return model.state_dict().items()  # type: ignore[no-any-return]
 
 
 def array(values: Array, dtype: str) -> torch.Tensor:

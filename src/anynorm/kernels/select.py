@@ -28,7 +28,7 @@ _DOORS = {"numpy": "cpu", "torch": "cpu", "jax": "jax", "tensorflow": "tensorflo
 
 # What who saves a program with a kernel in it has to know.
 _NOTES = {
-    "jax": f"; jax.export refuses them, and takes what {VARIABLE}=composed gives",
+    "jax": "; jax.export writes composed instead, and refuses them where they are asked for",
     "tensorflow": "; a SavedModel with them loads after anynorm.kernels.cpu.tensorflow.register(), and one exported "
     f"under {VARIABLE}=composed anywhere",
 }
@@ -48,8 +48,10 @@ def select(
     """The kernel for arrays of `dtype` on `device` ("cpu", "cuda", …) under `plan`.
 
     Args:
-        forced: the name of a kernel that must be the one; None means the environment's ANYNORM_KERNEL, read once,
-            or, where that is not set, the best.
+        forced: the name of a kernel that must be the one; None means the environment's ANYNORM_KERNEL, or, where that
+            is not set, the best. The environment is read once, at the first call: set it before, best before Python
+            starts. A function that was compiled (by jax.jit, torch.compile, tf.function) keeps the kernels with which
+            it was.
         masked: whether some elements do not count.
 
     Raises:

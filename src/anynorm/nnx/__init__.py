@@ -10,10 +10,10 @@ What differs from Flax on purpose:
 - With `dtype` narrower than the input, the statistics see the input before it is cast, and the result is cast once.
 - Across devices (`axis_name`) every part weighs as many elements as it has under its `mask`.
 - A mask need not have the channels' length in `GroupNorm`; elements where it is false may be NaN.
-- A wrong number of features, an axis named twice and a mask of numbers are errors, and a statistic over one element
-  is a warning.
+- A wrong number of features, an axis named twice and a mask of numbers are errors, and a warning says that every
+  statistic is over one element, also under a mask whose values are known: a traced one's are not.
 
-`jax.export` writes no program that calls a CPU kernel: set the environment's ANYNORM_KERNEL=composed before it.
+`jax.export` writes a program of JAX's own operations, which runs without anynorm, and not the kernels that serve here.
 """
 
 from .batch import BatchNorm

@@ -6,11 +6,16 @@ import warnings
 from math import prod
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from ..ops import jax as ops
+from ..ops import layout
 from ..ops.checks import check, written
+from ..ops.numpy import Verbs
+from ..plan import Plan
 from ..plan import plan as make_plan
 from ..spec import NormSpec
 
@@ -69,10 +74,11 @@ def normalize(
     mask: Array | None,
 ) -> tuple[Array, Array, Array]:
     """y in the module's type, mean and variance; over all devices where the module has an `axis_name`."""
-    dtype = result_dtype(module, x, scale, bias)
+    dtype, given = result_dtype(module, x, scale, bias), mask if isinstance(mask, np.ndarray) else None
     scale, bias, mask, eps = fitted(module, spec, features, x, scale, bias, mask)
     if module.axis_name is None:
-        warn_if_nothing_is_left(module, spec, x)
+        # Within jit JAX's own copy of an array of NumPy's is traced, and says no values any more.
+        warn_if_nothing_is_left(module, spec, x, mask if given is None else given)
         y, mean, variance = ops.normalize(x, scale, bias, mask, spec, eps)
     else:
         devices = module.axis_name, module.axis_index_groups
@@ -80,13 +86,31 @@ def normalize(
     return y.astype(dtype), mean, variance
 
 
-def warn_if_nothing_is_left(module: Any, spec: NormSpec, x: Array) -> None:
-    """Not an error: Flax answers with the bias, and models may rely on it for one batch of an odd size."""
+def warn_if_nothing_is_left(module: Any, spec: NormSpec, x: Array, mask: Array | None) -> None:
+    """Not an error: Flax answers with the bias, and models may rely on it for one batch of an odd size.
+
+    A traced mask has no values yet, so that nothing can be said of it.
+    """
     plan = make_plan(spec, ops.shape(x))
-    if plan.count == 1 and plan.removes_mean:
+    if not plan.removes_mean:
+        return
+    is_one = plan.count == 1
+    if not is_one and mask is not None and not isinstance(mask, jax.core.Tracer):
+        is_one = None not in ops.shape(x) and _counts_one(np.asarray(mask), x.shape, plan)
+    if is_one:
         warnings.warn(
             f"each statistic of {type(module).__name__} is over one element of an input of shape "
-            f"{written(ops.shape(x))}, so that nothing of the input is left; use fewer groups, other axes or a larger "
-            "batch",
+            f"{written(ops.shape(x))}{'' if mask is None else ' under its mask'}, so that nothing of the input is "
+            "left; use fewer groups, other axes or a larger batch",
             stacklevel=4,
         )
+
+
+def _counts_one(mask: np.ndarray, shape: tuple[int, ...], plan: Plan) -> bool:
+    """Whether the statistics have one element under the mask, or none, as some may, but not all."""
+    whole = prod(shape)
+    # With more of them than statistics, one has two: only the few other masks are counted through.
+    if not whole or np.count_nonzero(mask) * (whole // mask.size) > (plan.groups or 0):
+        return False
+    runs = layout.to_runs(Verbs, np.broadcast_to(mask, shape), plan)
+    return bool(runs.sum(tuple(i for i, run in enumerate(plan.runs) if run.reduced)).max() == 1)

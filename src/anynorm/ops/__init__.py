@@ -101,7 +101,8 @@ def normalize(
         mask: boolean, broadcastable to x; elements where it is false do not enter the statistics. A group without
             any true element comes out as `offset`.
         kernel: which kernel must compute ("cpu", "triton", "pallas", "native", "composed"); None takes the
-            environment's ANYNORM_KERNEL, or else the best. `anynorm doctor` says which that is, and why.
+            environment's ANYNORM_KERNEL, which is read once, at the first call, or else the best. `anynorm doctor`
+            says which that is, and why.
         out: an array like x to write into, NumPy's or torch's, for inference; x itself normalizes in place.
         **sizes: lengths of axes, as in `g=8`.
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..kernels.select import select
+from ..kernels.select import forced_by_environment, select
 from ..plan import Plan
 from ..plan import plan as make_plan
 from ..precision import STATISTICS, statistics_dtype
@@ -109,7 +109,8 @@ def _plan(x: Array, mask: Array | None, spec: NormSpec, eps: float, kernel: str 
     device = jax.config.jax_default_device or jax.devices()[0]
     platform = device if isinstance(device, str) else device.platform
     chosen = select(plan, "jax", platform, dtype(x), kernel, mask is not None).kernel
-    return plan, Formula(plan.labels, plan.removes_mean, plan.removes_scale, eps, chosen)
+    asked = (kernel or forced_by_environment()) is not None
+    return plan, Formula(plan.labels, plan.removes_mean, plan.removes_scale, eps, chosen, asked)
 
 
 def _affine(x: Array, values: Array | None, plan: Plan) -> Array | None:

@@ -78,6 +78,8 @@ class Formula:
         kernel: the kernel that was chosen where this was traced. "composed" is kept to on every platform; "cpu" runs
             where the program is compiled for a CPU and for one device, and "pallas" where it is for one CUDA device or
             for a CPU that interprets it; both are replaced by composed elsewhere.
+        asked: whether it is the kernel that was asked for. One that was only the best is not written into an exported
+            program, which need not be loaded where anynorm is.
     """
 
     labels: str
@@ -85,6 +87,7 @@ class Formula:
     removes_scale: bool
     eps: float
     kernel: str
+    asked: bool = False
 
     def plan(self, shape: tuple[Any, ...]) -> Plan:
         """Of an array shaped as the runs; a symbolic length is one that is not known."""

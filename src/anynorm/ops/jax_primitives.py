@@ -182,8 +182,11 @@ def _composed(primitive: Primitive, formula: Formula, given: Values, wanted: Any
 
 
 def _lower(primitive: Primitive, platform: str, ctx: Any, *args: Any, formula: Formula, has: Any, wanted: Any) -> Any:
-    kernel = _kernel(primitive, platform, formula, ctx.avals_in[has.index("x")]) if _on_one_device(ctx) else None
-    more = {"doubles": platform == "cpu"} if primitive is forward_p else {}
+    # Decided here rather than where it was traced: JAX exports the program that it has, if it ran one before.
+    is_exported = ctx.module_context.lowering_parameters.for_export and not formula.asked
+    may_call = _on_one_device(ctx) and not is_exported
+    kernel = _kernel(primitive, platform, formula, ctx.avals_in[has.index("x")]) if may_call else None
+    more = {"doubles": platform == "cpu" and not is_exported} if primitive is forward_p else {}
 
     def run(*arrays: Array) -> list[Array]:
         given = dict(zip(has, arrays, strict=True))

@@ -1,7 +1,7 @@
 """The kernels as JAX calls them: custom calls of the handlers in doors/jax.cpp, on arrays shaped as runs.
 
-`jax.export` refuses programs with custom calls, whose compatibility XLA does not promise; a program to be exported is
-traced with ANYNORM_KERNEL=composed.
+`jax.export` refuses programs with custom calls, whose compatibility XLA does not promise; ops/jax_primitives.py has
+composed written in their place, unless it is this kernel that was asked for.
 """
 
 from __future__ import annotations

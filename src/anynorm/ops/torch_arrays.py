@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -32,7 +32,14 @@ class Verbs:
     """What the composed formula is made of."""
 
     sqrt, zeros_like, ones_like, broadcast_to = torch.sqrt, torch.zeros_like, torch.ones_like, torch.Tensor.expand
-    where, clip, transpose, reshape = torch.where, torch.clamp, torch.permute, torch.reshape
+    where, clip, transpose = torch.where, torch.clamp, torch.permute
+
+    @staticmethod
+    def reshape(x: Array, shape: Sequence[int]) -> Array:
+        # Where it is traced, torch's forward mode over another mode stumbles at a view that is the whole of its array.
+        if torch._C._len_torch_dispatch_stack() > 0 and tuple(x.shape) == tuple(shape):
+            return x
+        return torch.reshape(x, shape)
 
     @staticmethod
     def dtype(x: Array) -> str:

@@ -211,6 +211,10 @@ def test_symbolic_trace_takes_a_module_for_a_leaf(name, args, shape, sentence, r
     torch.testing.assert_close(graph(x), model(x))
     if name.endswith("BatchNorm2d"):
         assert model[1].num_batches_tracked == 2, "tracing moves nothing, and its graph does"
+    root = model[1].eval()
+    for alone in (torch.fx.symbolic_trace(root), torch.fx.GraphModule(root, torch.fx.Tracer().trace(root))):
+        torch.testing.assert_close(alone(x), root(x))
+        assert [*alone.parameters()] == [*root.parameters()]
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")

@@ -28,10 +28,10 @@ def normalize(
     erasing: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, mean and variance; `erasing`: refuse what would leave nothing of x."""
-    if torch_onnx.goes_to_onnx(mask):
+    if torch.onnx.is_in_onnx_export():
         # Nobody who asks for statistics comes here.
         none = x.new_empty(0)
-        return torch_onnx.normalize(x, scale, offset, NormSpec.decode(sentence), eps), none, none
+        return torch_onnx.normalize(x, scale, offset, NormSpec.decode(sentence), eps, mask), none, none
     if is_transformed():
         y, mean, variance = torch.ops.anynorm.normalize_openly(x, scale, offset, mask, sentence, eps, erasing)
         return y, mean, variance

@@ -19,6 +19,7 @@ from . import torch_arrays, torch_compile, torch_given
 from .checks import check_mask, check_shapes, written
 from .torch_arrays import Verbs, plain, wants
 from .torch_constant import constant
+from .torch_mask import warn_of_one
 
 Array = Any
 
@@ -88,10 +89,13 @@ def normalize_checked(
     if is_traced():
         return normalize_traced(x, scale, offset, mask, sentence, eps, None, erasing)
     plan, door, eps = _choose(x, scale, offset, sentence, eps, mask is not None, erasing)
-    if mask is not None:
-        mask = convert(mask, x) if hasattr(mask, "dtype") else mask
-        check_mask(_THIS, x, mask)
-    return _run(x, scale, offset, mask, plan, door, eps, None, statistics)
+    if mask is None:
+        return _run(x, scale, offset, None, plan, door, eps, None, statistics)
+    mask = convert(mask, x) if hasattr(mask, "dtype") else mask
+    check_mask(_THIS, x, mask)
+    y, mean, variance = _run(x, scale, offset, mask, plan, door, eps, None, statistics)
+    warn_of_one(x, mask, variance, plan)
+    return y, mean, variance
 
 
 def _choose(

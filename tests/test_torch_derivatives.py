@@ -102,3 +102,23 @@ def test_second_derivatives_inside_what_is_compiled(name):
         torch._dynamo.reset()
         got = torch.compile(wrap(own), fullgraph=True, backend="aot_eager")(x)
         close(got, wrap(lambda x: other(x) * own.weight[:, None] + own.bias[:, None])(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forward_mode_inside_what_is_compiled(dtype):
+    norms = [
+        A.LayerNorm2d(4),
+        A.Norm("n (g [c]) [...]", g=2, c=2),
+        A.FilterResponseNorm(4),
+        A.FilterResponseNorm(4, learned_eps=True),
+    ]
+    x, t = torch.randn(2, 2, 4, 3, 5).to(dtype)
+    eager = [along(norm.to(dtype), t) for norm in norms]
+    torch._dynamo.reset()
+    got = torch.compile(lambda x: [f(x) for f in eager], fullgraph=True, backend="aot_eager")(x)
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    for one, f in zip(got, eager, strict=True):
+        torch.testing.assert_close(one, f(x), rtol=tolerance, atol=tolerance)
+    exact = [along(norm.double(), t.double())(x.double()).to(dtype) for norm in norms]
+    for one, wanted in zip(got, exact, strict=True):
+        torch.testing.assert_close(one, wanted, rtol=tolerance, atol=tolerance)

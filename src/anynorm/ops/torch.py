@@ -7,7 +7,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch._C import _get_tracing_state, _len_torch_dispatch_stack
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from ..kernels import composed
 from ..kernels.select import forced_by_environment
@@ -28,9 +30,9 @@ _THIS = sys.modules[__name__]
 
 def is_traced() -> bool:
     """Whether torch.compile reads this Python code, or a tracer what torch does: both need registered operators."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return True
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
+    return _len_torch_dispatch_stack() > 0 or _get_tracing_state() is not None
 
 
 @constant

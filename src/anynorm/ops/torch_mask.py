@@ -20,7 +20,9 @@ def warn_of_one(x: Array, mask: Array, variance: Array, plan: Plan) -> None:
     """
     if not plan.removes_mean or plan.empty or not x.is_cpu or not plain(x, mask, variance) or variance.all():
         return
-    counted = layout.to_runs(Verbs, mask.expand(x.shape), plan).sum([d for d, run in enumerate(plan.runs) if run.reduced])
+    counted = layout.to_runs(Verbs, mask.expand(x.shape), plan).sum(
+        [d for d, run in enumerate(plan.runs) if run.reduced]
+    )
     if (counted == 1).any():
         warnings.warn(
             "a mask lets only one element into a statistic, so that nothing of it is left there: y is the bias; let "

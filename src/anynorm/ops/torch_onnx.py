@@ -40,7 +40,9 @@ def normalize(
         return values.reshape([lengths[axis.name] for axis in axes]).permute(kept + shared)
 
     shape = moved(x).shape
-    rows, counted = (None if values is None else moved(values.expand(x.shape)).flatten(len(kept)) for values in (x, mask))
+    rows, counted = (
+        None if values is None else moved(values.expand(x.shape)).flatten(len(kept)) for values in (x, mask)
+    )
     y = (_over_last(rows, spec, eps) if counted is None else _over_some(rows, counted, spec, eps)).reshape(shape)
     y = y.permute([(kept + shared).index(i) for i in range(len(axes))])
     affine = affine_names(spec, pattern)

@@ -74,14 +74,14 @@ class _Lazy:
         # torch's own lazy buffers, unlike its lazy parameters, cannot be copied.
         for buffer in self._buffers.values():
             if isinstance(buffer, UninitializedBuffer):
-                memo[id(buffer)] = UninitializedBuffer(device=buffer.data.device, dtype=buffer.data.dtype)
+                memo[id(buffer)] = UninitializedBuffer(device=buffer.data.device, dtype=buffer.data.dtype)  # type: ignore[call-arg]
         twin = memo[id(self)] = _new(self.made_of, self.cls_to_become)
         twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return twin
 
 
 @lru_cache
-def _lazy_class(made_of: type, kind: type) -> type:
+def _lazy_class(made_of: type, kind: type) -> Any:
     """torch's lazy class, that becomes `kind`."""
     return type(made_of.__name__, (_Lazy, made_of), {"cls_to_become": kind, "made_of": made_of})
 

@@ -89,3 +89,36 @@ def test_inside_what_is_compiled(name):
     got = torch.compile(all_of(own), fullgraph=True, backend="aot_eager")(x)
     for one, wanted in zip(got, all_of(other)(x), strict=True):
         close(one, wanted)
+
+
+@pytest.mark.parametrize("name", ["group", "batch"])
+def test_second_derivatives_inside_what_is_compiled(name):
+    """With scale and offset. torch compiles no jacfwd of jacfwd: not even of `lambda x: (x * 1).reshape(2, 2, 6)`."""
+    module, other, x, t, _ = given(name)
+    own = type(module)(*((2, 4) if name == "group" else (4, 1e-5, 0.1, True, False)), dtype=torch.float64)
+    for parameter in own.parameters():
+        torch.nn.init.normal_(parameter)
+    for wrap in (lambda f: F.hessian(lambda x: f(x).sin().sum()), lambda f: slope(along(f, t))):
+        torch._dynamo.reset()
+        got = torch.compile(wrap(own), fullgraph=True, backend="aot_eager")(x)
+        close(got, wrap(lambda x: other(x) * own.weight[:, None] + own.bias[:, None])(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forward_mode_inside_what_is_compiled(dtype):
+    norms = [
+        A.LayerNorm2d(4),
+        A.Norm("n (g [c]) [...]", g=2, c=2),
+        A.FilterResponseNorm(4),
+        A.FilterResponseNorm(4, learned_eps=True),
+    ]
+    x, t = torch.randn(2, 2, 4, 3, 5).to(dtype)
+    eager = [along(norm.to(dtype), t) for norm in norms]
+    torch._dynamo.reset()
+    got = torch.compile(lambda x: [f(x) for f in eager], fullgraph=True, backend="aot_eager")(x)
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    for one, f in zip(got, eager, strict=True):
+        torch.testing.assert_close(one, f(x), rtol=tolerance, atol=tolerance)
+    exact = [along(norm.double(), t.double())(x.double()).to(dtype) for norm in norms]
+    for one, wanted in zip(got, exact, strict=True):
+        torch.testing.assert_close(one, wanted, rtol=tolerance, atol=tolerance)

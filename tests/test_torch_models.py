@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
+import warnings
 
 import pytest
 import torch
@@ -132,6 +135,52 @@ def test_lazy_and_parametrized_norms_are_turned(turn):
     torch.testing.assert_close(model(x), y, rtol=0, atol=1e-5)
 
 
+def lazy() -> nn.Sequential:
+    model = nn.Sequential(nn.LazyBatchNorm2d(), nn.LazyInstanceNorm2d(affine=True))
+    assert A.replace_norms(model) == 2
+    return model
+
+
+def saved_whole(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved_whole])
+def test_lazy_norms_are_copied_before_the_first_input(copied):
+    model, x = lazy(), torch.randn(2, 6, 5, 7)
+    twin = copied(A.SyncBatchNorm.convert_sync_batchnorm(model))
+    twin(x)
+    assert [type(module) for module in twin] == [A.SyncBatchNorm, A.InstanceNorm2d]
+    assert [module.num_features for module in twin] == [6, 6]
+    assert model[0].has_uninitialized_params(), "the first input was another's"
+    assert model(x).shape == x.shape
+
+
+def test_lazy_norms_take_a_state_and_a_mask_before_the_first_input():
+    whole = nn.Sequential(nn.BatchNorm2d(6), nn.InstanceNorm2d(6, affine=True, track_running_stats=True))
+    x = torch.randn(2, 6, 5, 7)
+    nn.init.normal_(whole[0].weight)
+    model = lazy()
+    model.load_state_dict(whole.state_dict())
+    torch.testing.assert_close(model(x), whole(x), rtol=1e-5, atol=1e-5)
+    assert [module.num_features for module in model] == [6, 6]
+    late = nn.LazyBatchNorm2d()
+    late.load_state_dict(nn.BatchNorm2d(6).state_dict())
+    late(x)
+    A.replace_norms(late)
+    assert late.num_features == 6, "which torch leaves at 0"
+    mask = torch.rand(2, 1, 5, 7) < 0.7
+    wanted = A.BatchNorm2d(6)(x, mask)
+    torch.testing.assert_close(lazy()[0](x, mask), wanted)
+    torch.testing.assert_close(lazy()[0](x, mask=mask), wanted)
+    assert lazy()[1](x[0]).shape == x[0].shape, "a sample without a batch"
+    with pytest.raises(RuntimeError, match="call the module"):
+        lazy()[0].forward(x)
+
+
 def test_synchronization_leaves_subclasses_and_says_so():
     class Own(nn.BatchNorm2d):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -147,3 +196,8 @@ def test_synchronization_leaves_subclasses_and_says_so():
     assert type(model[1][0]) is Own
     twice = OwnSync.convert_sync_batchnorm(OwnSync.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(6))))
     assert type(twice[0]) is OwnSync
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        A.SyncBatchNorm.convert_sync_batchnorm(twice, process_group="some")
+    assert type(twice[0]) is OwnSync
+    assert twice[0].process_group == "some", "it is synchronized, in the group that was asked for"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 from typing import Any
 
 import numpy as np
@@ -211,6 +212,10 @@ def test_symbolic_trace_takes_a_module_for_a_leaf(name, args, shape, sentence, r
     torch.testing.assert_close(graph(x), model(x))
     if name.endswith("BatchNorm2d"):
         assert model[1].num_batches_tracked == 2, "tracing moves nothing, and its graph does"
+    root = model[1].eval()
+    for alone in (torch.fx.symbolic_trace(root), torch.fx.GraphModule(root, torch.fx.Tracer().trace(root))):
+        torch.testing.assert_close(alone(x), root(x))
+        assert [*alone.parameters()] == [*root.parameters()]
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
@@ -288,3 +293,19 @@ def test_a_mask_that_is_no_boolean_tensor_is_refused(mask):
     for module in (A.LayerNorm(6), A.BatchNorm1d(6), A.Norm("n [c]", c=6)):
         with pytest.raises(TypeError, match="the mask must be"):
             module(torch.randn(4, 6), mask=mask)
+
+
+def test_a_mask_that_leaves_one_element_warns():
+    """An error without a mask. Where it leaves none, nobody expects anything."""
+    x, mask = torch.randn(3, 5), torch.ones(3, 5, dtype=torch.bool)
+    mask[1, 1:] = False
+    first = torch.tensor([[True], [False], [False]])
+    for layer, few in ((A.LayerNorm(5), mask), (A.LayerNorm(5, activation="relu"), mask), (A.BatchNorm1d(5), first)):
+        with pytest.warns(UserWarning, match="only one element into a statistic"):
+            layer(x, few)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        A.RMSNorm(5)(x, mask)
+        mask[1] = False
+        A.LayerNorm(5)(x, mask)
+        A.LayerNorm(5)(torch.ones(3, 5), mask)

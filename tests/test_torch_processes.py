@@ -55,6 +55,24 @@ part = [slice(0, 7), slice(7, 10)][rank]
 wanted = torch.func.jvp(alone, (x,), (t,))
 for a, b in zip(torch.func.jvp(shared, (x[part],), (t[part],)), wanted):
     close(a, b[part])
+forward_ad = torch.autograd.forward_ad
+with forward_ad.dual_level():
+    for options in ({}, {"affine": False}):
+        shared, alone = A.SyncBatchNorm(5, **options), A.BatchNorm1d(5, **options)
+        for module in (shared, alone):
+            for parameter, value in zip(module.parameters(), (1.5, -0.5)):
+                torch.nn.init.constant_(parameter, value)
+        got, wanted = (
+            forward_ad.unpack_dual(module(forward_ad.make_dual(a, b)))
+            for module, a, b in ((shared, x[part], t[part]), (alone, x, t))
+        )
+        for a, b in zip(got, wanted):
+            close(a, b[part])
+        for a, b in zip(shared.buffers(), alone.buffers()):
+            close(a, b)
+            assert forward_ad.unpack_dual(a).tangent is None
+shared = A.SyncBatchNorm(5, affine=False, track_running_stats=False)
+alone = A.BatchNorm1d(5, affine=False, track_running_stats=False)
 leaf = x.clone().requires_grad_()
 (wanted,) = torch.autograd.grad((alone(leaf) * dy).sum(), leaf)
 close(torch.func.grad(lambda x: (shared(x) * dy[part]).sum())(x[part]), wanted[part], 1e-5)

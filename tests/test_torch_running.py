@@ -168,3 +168,26 @@ def test_every_derivative_in_evaluation():
 
     assert torch.autograd.gradcheck(call, given, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(call, given)
+
+
+WRAPS = {
+    "grad": torch.func.grad,
+    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (x,)),
+    "hessian": lambda f: lambda x: torch.func.hessian(lambda s: f(x * s))(torch.ones(())),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("kind", [A.BatchNorm2d, A.InstanceNorm2d])
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_they_move_once_inside_a_derivative(kind, momentum, wrap):
+    """As those of torch.nn's InstanceNorm do; its BatchNorm raises."""
+    module, plain = (kind(6, momentum=momentum, track_running_stats=True) for _ in range(2))
+    for mask in (None, torch.rand(3, 1, 5, 7) < 0.7):
+        x = torch.randn(3, 6, 5, 7)
+        WRAPS[wrap](lambda x, mask=mask: module(x, mask).sin().sum())(x)
+        plain(x, mask)
+    for one, other in zip(module.buffers(), plain.buffers(), strict=True):
+        assert type(one) is torch.Tensor
+        assert not one.requires_grad
+        torch.testing.assert_close(one, other)

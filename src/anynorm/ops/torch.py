@@ -7,7 +7,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch._C import _get_tracing_state, _len_torch_dispatch_stack
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from ..kernels import composed
 from ..kernels.select import forced_by_environment
@@ -19,6 +21,7 @@ from . import torch_arrays, torch_compile, torch_given
 from .checks import check_mask, check_shapes, written
 from .torch_arrays import Verbs, plain, wants
 from .torch_constant import constant
+from .torch_mask import warn_of_one
 
 Array = Any
 
@@ -27,9 +30,9 @@ _THIS = sys.modules[__name__]
 
 def is_traced() -> bool:
     """Whether torch.compile reads this Python code, or a tracer what torch does: both need registered operators."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return True
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
+    return _len_torch_dispatch_stack() > 0 or _get_tracing_state() is not None
 
 
 @constant
@@ -88,10 +91,13 @@ def normalize_checked(
     if is_traced():
         return normalize_traced(x, scale, offset, mask, sentence, eps, None, erasing)
     plan, door, eps = _choose(x, scale, offset, sentence, eps, mask is not None, erasing)
-    if mask is not None:
-        mask = convert(mask, x) if hasattr(mask, "dtype") else mask
-        check_mask(_THIS, x, mask)
-    return _run(x, scale, offset, mask, plan, door, eps, None, statistics)
+    if mask is None:
+        return _run(x, scale, offset, None, plan, door, eps, None, statistics)
+    mask = convert(mask, x) if hasattr(mask, "dtype") else mask
+    check_mask(_THIS, x, mask)
+    y, mean, variance = _run(x, scale, offset, mask, plan, door, eps, None, statistics)
+    warn_of_one(x, mask, variance, plan)
+    return y, mean, variance
 
 
 def _choose(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +21,8 @@ from . import layout
 Array = Any
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+# By names of this module: the way through torch's takes a small array's time.
+_transforms, _has_storage = torch._C._functorch.peek_interpreter_stack, torch._C._has_storage
 _NAMES = {getattr(torch, name): name for name in STATISTICS}
 
 
@@ -32,7 +34,14 @@ class Verbs:
     """What the composed formula is made of."""
 
     sqrt, zeros_like, ones_like, broadcast_to = torch.sqrt, torch.zeros_like, torch.ones_like, torch.Tensor.expand
-    where, clip, transpose, reshape = torch.where, torch.clamp, torch.permute, torch.reshape
+    where, clip, transpose = torch.where, torch.clamp, torch.permute
+
+    @staticmethod
+    def reshape(x: Array, shape: Sequence[int]) -> Array:
+        # Where it is traced, torch's forward mode over another mode stumbles at a view that is the whole of its array.
+        if torch._C._len_torch_dispatch_stack() > 0 and tuple(x.shape) == tuple(shape):
+            return x
+        return torch.reshape(x, shape)
 
     @staticmethod
     def dtype(x: Array) -> str:
@@ -102,14 +111,13 @@ def plain(*arrays: Any) -> bool:
     makes up; a lazily negated view has the other sign in it; a scale that was left on another device is torch's to
     complain about.
     """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if _transforms() is not None:
         return False
-    has_storage = torch._C._has_storage
     on_cpu = arrays[0].is_cpu
     # A generator would take as long as all that it asks.
     for a in arrays:
         if a is not None and (
-            type(a) not in _PLAIN or a.is_cpu is not on_cpu or not has_storage(a) or a.is_neg() or a._is_zerotensor()
+            type(a) not in _PLAIN or a.is_cpu is not on_cpu or not _has_storage(a) or a.is_neg() or a._is_zerotensor()
         ):
             return False
     return True

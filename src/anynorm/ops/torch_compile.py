@@ -28,10 +28,10 @@ def normalize(
     erasing: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, mean and variance; `erasing`: refuse what would leave nothing of x."""
-    if torch_onnx.goes_to_onnx(mask):
+    if torch.onnx.is_in_onnx_export():
         # Nobody who asks for statistics comes here.
         none = x.new_empty(0)
-        return torch_onnx.normalize(x, scale, offset, NormSpec.decode(sentence), eps), none, none
+        return torch_onnx.normalize(x, scale, offset, NormSpec.decode(sentence), eps, mask), none, none
     if is_transformed():
         y, mean, variance = torch.ops.anynorm.normalize_openly(x, scale, offset, mask, sentence, eps, erasing)
         return y, mean, variance
@@ -71,7 +71,8 @@ def _openly(
     spec = NormSpec.decode(sentence)
     eps = check(ops, x, scale, offset, mask, spec, eps, erasing)
     plan = _fixed_plan(x, spec)
-    y, mean, variance, _ = torch_arrays.forward(x, scale, offset, mask, plan, eps, "composed")
+    # Reverse mode over forward mode stumbles at views of what the forward mode made, and not of a copy.
+    y, mean, variance, _ = torch_arrays.forward(x.clone(), scale, offset, mask, plan, eps, "composed")
     return y, mean.detach(), variance.detach()
 
 
@@ -178,7 +179,7 @@ def _moments_openly(x: Tensor, mask: Tensor | None, sentence: str) -> tuple[Tens
     from . import torch as ops
 
     check_mask(ops, x, mask)
-    return torch_arrays.moments(x, mask, _fixed_plan(x, NormSpec.decode(sentence)))
+    return torch_arrays.moments(x.clone(), mask, _fixed_plan(x, NormSpec.decode(sentence)))
 
 
 def _fixed_plan(x: Tensor, spec: NormSpec) -> Plan:

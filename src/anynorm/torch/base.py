@@ -61,7 +61,14 @@ class Base(torch.nn.Module):
         Traced into, its checks would be of what has no shape yet, and its statistics would not move.
         """
         given = {name: value for name, value in given.items() if value is not None}
-        return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input,), given)
+        # The path to the root is empty.
+        path = input.tracer.path_of_module(self) or "norm"
+        return input.tracer.create_proxy("call_module", path, (input,), given)
+
+    @property
+    def norm(self) -> torch.nn.Module:
+        """This module: under this name it is found by a graph of torch.fx that was made of it alone."""
+        return self
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
         # torch.jit.script calls this first. What it would say itself is about a line of code deep inside.

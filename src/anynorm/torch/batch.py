@@ -41,7 +41,6 @@ class BatchNorm(Base, torch.nn.modules.batchnorm._BatchNorm):
         self,
         input: Tensor,
         mask: Tensor | None = None,
-        *,
         residual: Tensor | None = None,
         modulation: tuple[Tensor, Tensor] | None = None,
     ) -> Any:

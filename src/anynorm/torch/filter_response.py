@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..catalogue import filter_response
 from ..ops import torch as ops
 from ..ops import torch_onnx
 from ..precision import checked_eps
+from ..spec import NormSpec
 from .base import Base
+from .sentences import over_space
 
 # What the learned part of epsilon begins with.
 LEARNED = 1e-4
@@ -74,22 +75,25 @@ class FilterResponseNorm(Base):
                 f"an input of shape (batch, {self.num_features}, ...) with spatial dimensions is needed, and this one "
                 f"has the shape {tuple(x.shape)}"
             )
-        spec = filter_response(range(2, x.dim()), x.dim())
-        if ops.is_traced() and torch_onnx.goes_to_onnx(None):
+        sentence, is_traced = over_space(x.dim()), ops.is_traced()
+        if is_traced and torch_onnx.goes_to_onnx(None):
             eps = self.eps if self.learned_eps is None else self.eps + self.learned_eps.abs()
-            return torch_onnx.normalize(x, self.weight, self.bias, spec, eps)
+            return torch_onnx.normalize(x, self.weight, self.bias, NormSpec.decode(sentence), eps)
         if self.learned_eps is None:
-            y: Tensor = ops.normalize(x, self.weight, self.bias, None, spec, self.eps)[0]
+            y: Tensor = ops.normalize_checked(x, self.weight, self.bias, None, sentence, self.eps)[0]
             return y
         # Scaled by a power of two to values near 1, whose squares stay finite; beyond 2^40 that of eps would not.
         work = x if x.dtype == torch.float64 else x.float()
         largest = work.detach().abs().amax(tuple(range(2, x.dim())), keepdim=True).clamp_min(2.0**-40)
         power = torch.exp2(-torch.floor(torch.log2(largest)))
         work = work * power
-        mean, variance = ops.moments(work, None, spec)
+        if is_traced:
+            mean, variance = ops.moments_traced(work, None, sentence, None)
+        else:
+            mean, variance = ops.moments(work, None, NormSpec.decode(sentence))
         eps = self.eps + self.learned_eps.abs().to(variance.dtype)
         square = variance + mean * mean + eps * (power * power).reshape(mean.shape)
-        y = ops.apply(work, torch.zeros_like(mean), square, self.weight, self.bias, spec, 0.0).to(x.dtype)
+        y = ops.apply_checked(work, torch.zeros_like(mean), square, self.weight, self.bias, sentence, 0.0).to(x.dtype)
         return y
 
     def extra_repr(self) -> str:

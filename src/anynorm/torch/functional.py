@@ -2,7 +2,9 @@
 
 Arguments, order and defaults are torch's. New in each, and by keyword alone:
 
-    mask        true where an element enters the statistics, of any shape that broadcasts to the input
+    mask        true where an element enters the statistics, of any shape that broadcasts to the input. Where it lets
+                one element alone into a statistic, nothing of that is left and y is the bias: with a warning on a CPU
+                in eager mode, since other devices would have to be waited for
     residual    a tensor of the input's shape that is added to it first. The result is then a pair, y and the sum, which
                 is the next block's input in a transformer that normalizes first; where the two have different types the
                 sum has the wider one

@@ -52,7 +52,7 @@ def instance_norm(
     if has_torch_function_variadic(input, *small, residual):
         given = (input, *small, use_input_stats, momentum, eps)
         return overridden(instance_norm, (input, *small, residual), given, how, mask=mask)
-    if ops.is_traced() and goes_to_onnx(mask):
+    if ops.is_traced() and _goes_to_onnx(mask, use_input_stats, running_mean):
         return exported(how, INSTANCE, input, peer.instance_norm, *small, use_input_stats, momentum, eps)
     if not use_input_stats:
         return _with_running(how, input, *small, eps)
@@ -107,7 +107,7 @@ def batch_norm(
     if has_torch_function_variadic(input, *small, residual):
         given = (input, *small, training, momentum, eps)
         return overridden(batch_norm, (input, *small, residual), given, how, mask=mask, correction=correction)
-    if ops.is_traced() and goes_to_onnx(mask):
+    if ops.is_traced() and _goes_to_onnx(mask, training, running_mean):
         return exported(how, BATCH, input, peer.batch_norm, *small, training, momentum, eps)
     if not training:
         return _with_running(how, input, *small, eps)
@@ -120,6 +120,17 @@ def batch_norm(
         count = running.counted(input, mean, mask)
         running.move(running_mean, running_var, mean, variance, count, momentum, correction)
     return y
+
+
+def _goes_to_onnx(mask: Tensor | None, from_input: bool, running_mean: Tensor | None) -> bool:
+    """As `goes_to_onnx`; what uses running statistics needs no mask, and what moves them cannot be exported with one."""
+    if not from_input:
+        return goes_to_onnx(None)
+    if mask is not None and running_mean is not None and goes_to_onnx(None):
+        raise ValueError(
+            "under a mask running statistics do not move in ONNX: export the model in evaluation, by model.eval()"
+        )
+    return goes_to_onnx(mask)
 
 
 def _with_running(

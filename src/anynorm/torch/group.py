@@ -54,7 +54,6 @@ class GroupNorm(Base, torch.nn.GroupNorm):
         self,
         input: Tensor,
         mask: Tensor | None = None,
-        *,
         residual: Tensor | None = None,
         modulation: tuple[Tensor, Tensor] | None = None,
     ) -> Any:

@@ -19,7 +19,6 @@ class InstanceNorm(Base, torch.nn.modules.instancenorm._InstanceNorm):
         self,
         input: Tensor,
         mask: Tensor | None = None,
-        *,
         residual: Tensor | None = None,
         modulation: tuple[Tensor, Tensor] | None = None,
     ) -> Any:

@@ -51,7 +51,6 @@ class LayerNorm(Base, torch.nn.LayerNorm):
         self,
         input: Tensor,
         mask: Tensor | None = None,
-        *,
         residual: Tensor | None = None,
         modulation: tuple[Tensor, Tensor] | None = None,
     ) -> Any:
@@ -89,7 +88,6 @@ class LayerNorm2d(Base, torch.nn.LayerNorm):
         self,
         input: Tensor,
         mask: Tensor | None = None,
-        *,
         residual: Tensor | None = None,
         modulation: tuple[Tensor, Tensor] | None = None,
     ) -> Any:
@@ -137,7 +135,6 @@ class RMSNorm(Base, torch.nn.RMSNorm):
         self,
         x: Tensor,
         mask: Tensor | None = None,
-        *,
         residual: Tensor | None = None,
         modulation: tuple[Tensor, Tensor] | None = None,
     ) -> Any:
@@ -173,7 +170,6 @@ class RMSNorm2d(Base, torch.nn.RMSNorm):
         self,
         x: Tensor,
         mask: Tensor | None = None,
-        *,
         residual: Tensor | None = None,
         modulation: tuple[Tensor, Tensor] | None = None,
     ) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +27,25 @@ def _asks_later() -> bool:
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
+def is_captured(buffer: Tensor) -> bool:
+    """Whether the transforms of torch.func that run here were not given this buffer, so that they forbid to move it."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None or ops.is_traced():
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(buffer)
+
+
+def outside_transforms() -> AbstractContextManager[Any]:
+    """As though no transform ran: what moves is no part of the function of which a derivative is taken."""
+    return torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack()
+
+
+def _primal(value: Any) -> Any:
+    """The value without the levels at which derivatives are taken; one that vmap made stays as it is."""
+    while isinstance(value, Tensor) and torch._C._functorch.is_gradtrackingtensor(value):
+        value = torch._C._functorch.get_unwrapped(value)
+    return value
+
+
 def move(
     running_mean: Tensor,
     running_var: Tensor,
@@ -47,6 +67,13 @@ def move(
     """
     if is_repeated():
         return
+    if is_captured(running_mean):
+        mean, variance, count = (_primal(value) for value in (mean, variance, count))
+        if not torch._C._functorch.is_batchedtensor(mean):
+            with outside_transforms():
+                count = count.detach() if isinstance(count, Tensor) else count
+                move(running_mean, running_var, mean.detach(), variance.detach(), count, momentum, correction)
+            return
     if _asks_later():
         momentum = momentum * ops.is_first_pass(mean)
     if isinstance(count, Tensor):
@@ -125,7 +152,8 @@ def momentum_of(module: Any) -> float | Tensor:
     """A module's momentum, and 1 / number of batches where it has none; the batch at hand is counted."""
     number, momentum = module._buffers["num_batches_tracked"], module.momentum
     if not is_repeated():
-        number.add_(ops.is_first_pass(number) if _asks_later() else 1)
+        with outside_transforms() if is_captured(number) else nullcontext():
+            number.add_(ops.is_first_pass(number) if _asks_later() else 1)
     if momentum is not None:
         return momentum
     # A plain number makes the step of the statistics one operation; what is traced or batched has none to give.

@@ -94,7 +94,6 @@ class Norm(Base):
         self,
         input: Tensor,
         mask: Tensor | None = None,
-        *,
         residual: Tensor | None = None,
         modulation: tuple[Tensor, Tensor] | None = None,
     ) -> Any:

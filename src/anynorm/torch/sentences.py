@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from ..catalogue import CATALOGUE, last
+from ..catalogue import CATALOGUE, filter_response, last
 from ..ops.torch_constant import constant
 from ..spec import MOMENTS, NormSpec
 
@@ -20,6 +20,11 @@ def _encoded(make: Callable[..., NormSpec], *arguments: Any) -> str:
 @constant
 def over_last(lengths: tuple[int, ...], remove: tuple[str, ...] = MOMENTS) -> str:
     return _encoded(last, lengths, remove)
+
+
+@constant
+def over_space(rank: int) -> str:
+    return _encoded(filter_response, tuple(range(2, rank)), rank)
 
 
 @constant

@@ -82,7 +82,6 @@ class SyncBatchNorm(BatchNorm):
         self,
         input: Tensor,
         mask: Tensor | None = None,
-        *,
         residual: Tensor | None = None,
         modulation: tuple[Tensor, Tensor] | None = None,
     ) -> Any:
@@ -113,7 +112,8 @@ class SyncBatchNorm(BatchNorm):
         """Turn every batch normalization in a module, torch.nn's or anynorm's, into one of these, in place.
 
         A lazy one becomes it with its first input, a parametrized one stays parametrized. Subclasses, which may have a
-        forward of their own, are left alone, with a warning that names them.
+        forward of their own, keep their class: those of synchronized ones get the process group, others are left alone,
+        with a warning that names them.
 
         >>> import torch
         >>> from anynorm.torch import SyncBatchNorm
@@ -126,9 +126,10 @@ class SyncBatchNorm(BatchNorm):
                 continue
             if class_of(found) in (*_KNOWN, SyncBatchNorm, cls):
                 turn(found, cls)
-                found.process_group = process_group
-            else:
+            elif not isinstance(found, SyncBatchNorm | torch.nn.SyncBatchNorm):
                 left.append(f"{name or 'the model'} ({class_of(found).__name__})")
+                continue
+            found.process_group = process_group
         if left:
             warnings.warn(
                 f"not synchronized: {', '.join(left)}, of subclasses that may have a forward of their own; derive "

@@ -249,3 +249,86 @@ def test_a_frozen_model_can_be_scripted_and_compiled():
         made.train()(torch.randn(4, 3, 8, 8))
         assert same(model, before)
     assert "was_training" not in vars(S.unfreeze(model)[0].n)
+
+
+@pytest.mark.parametrize("operation", [OPERATIONS["swap"], S.fold], ids=["swap", "fold"])
+@pytest.mark.parametrize("key", ["weight", "bias"])
+def test_revert_leaves_tied_what_was_tied_with_a_module_that_stays(operation, key):
+    model = filled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GroupNorm(2, 4)))
+    setattr(model[2], key, getattr(model[1], key))
+    before = state(model)
+    new, receipt = operation(model)
+    with torch.no_grad():
+        getattr(new[2], key).add_(1)
+    back, said = S.revert(new, receipt)
+    assert getattr(back[2], key) is getattr(back[1], key)
+    assert same(back, before)
+    assert "shared with 2" in said.rows[0].note
+
+
+def test_what_layers_shared_that_lost_it_is_shared_again_behind_revert():
+    model = nn.Sequential(nn.LayerNorm((4, 5, 5)), nn.LayerNorm((4, 5, 5)))
+    model[1].weight = model[0].weight
+    model.register_parameter("scale", model[0].bias)
+    new, receipt = S.swap(model, "layer", "group", groups=2, probe=torch.randn(2, 4, 5, 5))
+    assert new[0].weight.shape == (4,)
+    back, _ = S.revert(new, receipt)
+    assert back.scale is back[0].bias
+    assert back[1].weight is back[0].weight
+
+
+def test_revert_in_place_leaves_an_optimizer_its_parameters():
+    model = filled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    weight = model[1].weight
+    _, receipt = S.swap(model, "batch", "group", groups=2, inplace=True)
+    S.revert(model, receipt, inplace=True)
+    assert model[1].weight is weight
+
+
+class Whim(Pair):
+    """Runs with a kind of norm only."""
+
+    kind: Any = nn.BatchNorm2d
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not isinstance(self.n, self.kind):
+            raise TypeError("another norm")
+        return self.n(self.c(x))
+
+
+@pytest.mark.parametrize("operation", [OPERATIONS["swap"], S.fold], ids=["swap", "fold"])
+@pytest.mark.parametrize("reverted", [False, True])
+def test_what_failed_in_place_leaves_the_very_objects(operation, reverted, monkeypatch):
+    def objects() -> list[int]:
+        return [id(one) for one in (*model.modules(), *model.parameters(), *model.buffers())]
+
+    model, x = filled(Whim()), torch.randn(2, 3, 8, 8)
+    if reverted:
+        monkeypatch.setattr(Whim, "kind", nn.Module)
+        model, receipt = operation(model)
+        monkeypatch.setattr(Whim, "kind", type(model.n))
+    before, ids, y = state(model), objects(), model(x)
+    with pytest.raises(ValueError, match=r"does not run: another norm.*as it was"):
+        if reverted:
+            S.revert(model, receipt, inplace=True)
+        elif operation is S.fold:
+            S.fold(model, inplace=True)
+        else:
+            S.swap(model, "batch", "group", groups=2, inplace=True)
+    assert objects() == ids
+    assert same(model, before)
+    assert torch.equal(model(x), y)
+
+
+def test_revert_of_another_framework_s_receipt_says_so():
+    _, receipt = OPERATIONS["swap"](filled(Pair()))
+    receipt.undo = lambda model, inplace: (model.layers, receipt)
+    with pytest.raises(ValueError, match="receipt of another framework"):
+        S.revert(filled(Pair()), receipt)
+
+
+def test_revert_of_a_lone_norm_in_place_says_that_it_cannot():
+    new, receipt = S.swap(filled(nn.BatchNorm2d(6)), "batch", "group", groups=2)
+    with pytest.raises(ValueError, match="leave inplace out"):
+        S.revert(new, receipt, inplace=True)
+    assert isinstance(S.revert(new, receipt)[0], nn.BatchNorm2d)

@@ -32,6 +32,7 @@ from .torch_norms import (
     why_not,
 )
 from .torch_probe import Probe
+from .torch_state import Ties, tie, ties_of
 from .torch_swap import settled
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -73,7 +74,9 @@ def fold(model: nn.Module, probe: Probe, receipt: Receipt) -> nn.Module:
             note = "for inputs of shape (n, c); give probe= for others"
         became = f"in {front_name} ({describe(front)})"
         receipt.rows.append(Row(name, describe(norm), became, before, numbers(front), note))
-    receipt.undo = partial(_undo, kept)
+    # Copies, since a module that shares a norm's parameters may train them.
+    ties = ties_of(model, {name: norm for name, (norm, *_) in kept.items()})
+    receipt.undo = partial(_undo, copy.deepcopy(kept), ties)
     return model
 
 
@@ -203,7 +206,9 @@ def _clone(tensor: Any) -> Any:
     return None if tensor is None else tensor.detach().clone()
 
 
-def _undo(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple[nn.Module, Receipt]:
+def _undo(
+    kept: dict[str, Any], ties: dict[str, Ties], model: nn.Module, inplace: bool
+) -> tuple[nn.Module, Receipt]:
     """The norms back in their places, and weight and bias in front as they were before folding."""
     receipt = Receipt("revert: fold")
     found: dict[str, Any] = dict(model.named_modules())
@@ -221,5 +226,6 @@ def _undo(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple[nn.Mod
             else:
                 front.bias.copy_(bias)
         put(model, found[name], norm)
-        receipt.rows.append(Row(name, "Identity", describe(norm), 0, numbers(norm), f"{front_name} as it was"))
+        note = "; ".join(filter(None, (f"{front_name} as it was", tie(norm, ties[name], found, name))))
+        receipt.rows.append(Row(name, "Identity", describe(norm), 0, numbers(norm), note))
     return model, receipt

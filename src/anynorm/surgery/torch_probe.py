@@ -14,6 +14,7 @@ from torch.utils import _pytree
 
 from .proving import apart
 from .torch_norms import kind_of
+from .torch_state import undisturbed
 
 # Edges of the image that a probe is guessed to be: the first that runs through.
 _EDGES = (32, 64, 128, 224)
@@ -171,28 +172,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Afterwards each module has the attributes and buffers that it had: a forward may count, or keep what it saw."""
-    kept = [
-        (module, dict(vars(module)), dict(module._buffers), {key: _clone(b) for key, b in module._buffers.items()})
-        for module in model.modules()
-    ]
-    try:
-        yield
-    finally:
-        for module, attributes, buffers, values in kept:
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-            for key, buffer in buffers.items():
-                if buffer is not None and not torch.equal(buffer, values[key]):
-                    with torch.no_grad():
-                        buffer.copy_(values[key])
-
-
-def _clone(buffer: torch.Tensor | None) -> Any:
-    return None if buffer is None else buffer.detach().clone()

@@ -30,6 +30,7 @@ from .torch_norms import (
     why_not,
 )
 from .torch_probe import Probe
+from .torch_state import Ties, tie, ties_of
 
 
 def swap(model: nn.Module, wish: Wish, probe: Probe, receipt: Receipt) -> nn.Module:
@@ -61,7 +62,8 @@ def swap(model: nn.Module, wish: Wish, probe: Probe, receipt: Receipt) -> nn.Mod
         receipt.notes.append(f"torch's fused inference, which does not call norms, is off in {', '.join(fused)}")
     # Copies, since the new norms have the old ones' parameters and train them; all at once, so that what norms share
     # they share there too.
-    receipt.undo = partial(_undo, copy.deepcopy(kept), fused)
+    ties = ties_of(model, {name: module for name, (module, *_) in kept.items()})
+    receipt.undo = partial(_undo, copy.deepcopy(kept), ties, fused)
     return model
 
 
@@ -136,7 +138,7 @@ def _fitted(new: nn.Module, old: Any) -> nn.Module:
 
 
 def _undo(
-    kept: dict[str, Any], fused: dict[str, dict[str, Any]], model: nn.Module, inplace: bool
+    kept: dict[str, Any], ties: dict[str, Ties], fused: dict[str, dict[str, Any]], model: nn.Module, inplace: bool
 ) -> tuple[nn.Module, Receipt]:
     """The old norms in their places, with the values that they had when they were swapped."""
     receipt = Receipt("revert: swap")
@@ -149,7 +151,8 @@ def _undo(
         new = found[name]
         settled(old, then, new, model)
         old.train(new.training)
-        receipt.rows.append(Row(name, describe(new), describe(old), numbers(new), numbers(old)))
+        note = tie(old, ties[name], found, name)
+        receipt.rows.append(Row(name, describe(new), describe(old), numbers(new), numbers(old), note))
         if new is model:
             model = old
         put(model, new, old)

@@ -235,6 +235,64 @@ def test_layer_norms_of_sequences_are_told_what_groups_would_see():
     assert len(receipt.rows) == 3
 
 
+class Mixed(nn.Module):
+    """Attention over the first axis in one block, a norm in the next one."""
+
+    def __init__(self, batch_first: bool = False, embedded: bool = False) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 24) if embedded else nn.Identity()
+        self.block = nn.ModuleDict({"attention": nn.MultiheadAttention(24, 3)})
+        self.other = nn.Sequential(nn.LayerNorm(24), nn.Linear(24, 24))
+        self.batch_first = batch_first
+
+    def forward(self, x: torch.Tensor, scale: Any = 1.0) -> torch.Tensor:
+        x = self.embedding(x)
+        y = x.transpose(0, 1) if self.batch_first else x
+        y = self.block.attention(y, y, y)[0]
+        return self.other(y.transpose(0, 1) if self.batch_first else y) * scale
+
+
+@pytest.mark.parametrize("target", ["group", "instance"])
+@pytest.mark.parametrize("embedded", [False, True])
+def test_samples_are_where_one_is_changed_and_no_other_follows(target, embedded):
+    x = torch.arange(21).reshape(7, 3) % 9 if embedded else torch.randn(7, 3, 24)
+    for probe in (x, (x, torch.ones(3, 1))):
+        _, receipt = S.swap(Mixed(embedded=embedded).eval(), "layer", target, probe=probe)
+        assert reasons(receipt)["other.0"].startswith("axis 0 of its input does not have the samples")
+    # Within, the attention has the tokens first, and the norm has the samples there: seen, and changed.
+    new, receipt = S.swap(Mixed(True, embedded).eval(), "layer", target, probe=x)
+    assert len(receipt.rows) == 1
+    assert receipt.notes == []
+    torch.testing.assert_close(new(x)[:1], new(x[:1]))
+    # Unseen, with one sample or without an input, it may be so or not.
+    for probe in (x[:1], False):
+        _, receipt = S.swap(Mixed(True, embedded).eval(), "layer", target, probe=probe)
+        assert "give a probe= of two samples or more" in reasons(receipt)["other.0"]
+
+
+def test_that_nothing_shows_the_samples_is_said():
+    class Loss(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).sum()
+
+    _, receipt = S.swap(Loss(nn.Linear(6, 24), nn.LayerNorm(24)).eval(), "layer", "group", probe=torch.randn(5, 7, 6))
+    assert len(receipt.rows) == 1
+    assert receipt.notes == ["that axis 0 of the norms' inputs has the samples was not seen, and is taken to be so"]
+
+
+def test_a_batch_norm_whose_first_axis_is_another_stays():
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.n = nn.BatchNorm2d(12)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.n(x.transpose(0, 2)).transpose(0, 2)
+
+    _, receipt = S.swap(Turned().eval(), "batch", "group", probe=torch.randn(5, 12, 4, 6))
+    assert "does not have the samples" in reasons(receipt)["n"]
+
+
 def test_fold_of_a_model_that_is_one_norm_says_so():
     _, receipt = S.fold(filled(nn.BatchNorm2d(6)), probe=torch.randn(2, 6, 4, 4))
     assert "the whole model" in receipt.refused[0].reason

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,41 +37,94 @@ class Listed(Pair):
         return self.held[1](self.held[0](x)) + more
 
 
-@pytest.mark.parametrize("hold", [lambda *m: list(m), lambda *m: dict(enumerate(m)), lambda *m: ([m], m)[1]])
+@dataclass
+class Holder:
+    held: Any
+
+
+def enclosing(norm: nn.Module) -> Any:
+    return lambda x: norm(x)
+
+
+HOLDS = {
+    "list": lambda c, n: [c, n],
+    "dictionary": lambda c, n: {0: c, 1: n},
+    "tuple": lambda c, n: (c, n),
+    "deque": lambda c, n: deque([c, n]),
+    "partial": lambda c, n: (c, partial(n)),
+    "method": lambda c, n: (c, n.forward),
+    "function": lambda c, n: (c, enclosing(n)),
+    "data class": lambda c, n: (c, [Holder(n)]),
+    "names": lambda c, n: (c, SimpleNamespace(it=n)),
+}
+
+
+@pytest.mark.parametrize("hold", HOLDS.values(), ids=HOLDS)
+@pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("probe", [False, torch.randn(2, 3, 8, 8)], ids=["unseen", "seen"])
-def test_a_norm_that_a_list_holds_too_stays(hold, probe):
-    model, x = filled(Listed(hold)), torch.randn(2, 3, 8, 8)
-    for operation in (S.fold, lambda m, **k: S.swap(m, "batch", "group", **k)):
-        new, receipt = operation(model, probe=probe)
-        assert not receipt.rows
-        assert "held holds it too" in reasons(receipt)["n"]
-        assert torch.equal(new(x), model(x))
-
-
-def test_a_norm_that_a_function_holds_too_is_missed_and_all_is_undone():
-    class Bound(Pair):
+def test_a_norm_that_something_holds_too_stays(hold, inplace, probe):
+    class Listed(Pair):
         def __init__(self) -> None:
             super().__init__()
-            self.run = self.n.forward
+            self.held = hold(self.c, self.n)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.run(self.c(x))
+        def forward(self, x: torch.Tensor, more: float = 0.0) -> torch.Tensor:
+            norm = self.held[1]
+            norm = getattr(norm[0] if isinstance(norm, list) else norm, "held", norm)
+            return getattr(norm, "it", norm)(self.held[0](x)) + more
+
+    model, x = filled(Listed()), torch.randn(2, 3, 8, 8)
+    before = model(x)
+    for operation in (S.fold, lambda m, **k: S.swap(m, "batch", "group", **k)):
+        if hold is HOLDS["function"] and not inplace:
+            with pytest.raises(ValueError, match="held has enclosed a BatchNorm2d of the model"):
+                operation(model, probe=probe)
+            continue
+        new, receipt = operation(model, probe=probe, inplace=inplace)
+        assert not receipt.rows
+        assert "held holds it too" in reasons(receipt)["n"]
+        assert torch.equal(new(x), before)
+
+
+def test_a_norm_that_an_object_holds_too_is_missed_and_all_is_undone():
+    class Keeper:
+        def __init__(self, norm: nn.Module) -> None:
+            self.norm = norm
 
     class Hidden(Pair):
         def __init__(self) -> None:
             super().__init__()
-            norm = self.n
-            self.run = lambda x: norm(x)
+            self.keeper = Keeper(self.n)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.run(self.c(x))
+            return self.keeper.norm(self.c(x))
 
     model = filled(Hidden())
     with pytest.raises(ValueError, match="what took the place of n is not called"):
         S.swap(model, "batch", "group", inplace=True)
     assert isinstance(model.n, nn.BatchNorm2d)
-    _, receipt = S.swap(filled(Bound()), "batch", "group", inplace=True)
-    assert "not called on the probe input: n" in receipt.notes
+
+
+def test_who_holds_weights_that_change_or_go_is_told():
+    model = filled(Pair())
+    model.weights, model.statistics = [model.c.weight], deque([model.n.running_mean])
+    _, receipt = S.fold(model, probe=False)
+    assert receipt.rows[0].note == "weights holds weights that change or go; statistics holds weights that change or go"
+    _, receipt = S.swap(model, "batch", "group", probe=False)
+    assert receipt.rows[0].note.endswith("; statistics holds the old running_mean")
+    _, receipt = S.swap(model, "batch", "batch", probe=False)
+    assert "statistics" not in receipt.rows[0].note
+
+
+def test_a_layer_whose_forward_was_replaced_stays():
+    x = torch.randn(2, 3, 8, 8)
+    for operation in (S.fold, lambda m, **k: S.swap(m, "batch", "group", **k)):
+        for part in ("n", "c"):
+            model = filled(Pair())
+            own = getattr(model, part).forward
+            getattr(model, part).forward = lambda x, own=own: own(x) * 2
+            _, receipt = operation(model, probe=x, inplace=True)
+            assert bool(receipt.rows) == (part == "c" and operation is not S.fold)
 
 
 def test_without_a_probe_the_receipt_says_that_nothing_was_compared():

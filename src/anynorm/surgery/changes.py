@@ -43,8 +43,9 @@ def swap(
             does not call them. It then is as it was.
 
     What cannot be swapped is left and named in the receipt: subclasses of norms, norms inside layers of one's own,
-    statistics that would be over one element or two, norms with hooks, torch norms that an attribute or a list of a
-    module holds besides. Where layer or RMS normalization becomes group or instance normalization, statistics are over
+    statistics that would be over one element or two, norms with hooks, torch norms that an attribute, a container or a
+    function of a module holds besides, and such whose statistics would mix samples, since axis 0 of their input does
+    not have them: of torch models that is seen on the probe input, by changing one sample. Where layer or RMS normalization becomes group or instance normalization, statistics are over
     all positions of a sample, later ones of a sequence too: a note says so.
 
     >>> import torch

@@ -15,6 +15,7 @@ from .data import Advance
 from .receipt import Receipt
 from .swapping import Wish
 from .torch_facts import facts
+from .torch_holders import check_apart
 from .torch_norms import numbers
 from .torch_probe import Probe
 from .torch_state import State
@@ -98,6 +99,8 @@ def _own(model: nn.Module, inplace: bool) -> nn.Module:
     if inplace:
         return model
     try:
-        return copy.deepcopy(model)
+        own = copy.deepcopy(model)
     except Exception as failed:
         raise ValueError(f"the model cannot be copied ({failed}); inplace=True changes it itself") from failed
+    check_apart(model, own)
+    return own

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .torch_norms import tensors_of
+
 # The containers whose contents a forward or an operation may change.
 _CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, set, deque)
 # For each tensor of a norm, where else in the model it is: the module and its name there.
@@ -65,13 +67,13 @@ def ties_of(model: nn.Module, norms: dict[str, nn.Module]) -> dict[str, Ties]:
     """
     places: dict[int, list[tuple[str, str]]] = {}
     for name, module in model.named_modules():
-        for key, tensor in _tensors(module).items():
+        for key, tensor in tensors_of(module).items():
             places.setdefault(id(tensor), []).append((name, key))
     return {
         # What has the norm's place comes first.
         name: {
             key: sorted(places[id(tensor)], key=lambda place: place[0] != name)
-            for key, tensor in _tensors(norm).items()
+            for key, tensor in tensors_of(norm).items()
             if id(tensor) in places
         }
         for name, norm in norms.items()
@@ -87,7 +89,7 @@ def tie(norm: nn.Module, ties: Ties, found: dict[str, nn.Module], own: str) -> s
     others: dict[str, None] = {}
     for key, places in ties.items():
         kept = getattr(norm, key)
-        tensors = [(name, _tensors(found[name]).get(there)) for name, there in places if name in found]
+        tensors = [(name, tensors_of(found[name]).get(there)) for name, there in places if name in found]
         same = [(name, tensor) for name, tensor in tensors if tensor is not None and tensor.shape == kept.shape]
         if not same:
             continue
@@ -98,8 +100,3 @@ def tie(norm: nn.Module, ties: Ties, found: dict[str, nn.Module], own: str) -> s
         (norm._parameters if key in norm._parameters else norm._buffers)[key] = tensor
         others |= {name: None for name, one in same if one is tensor and name != own}
     return f"shared with {', '.join(others)}, which has its numbers too" if others else ""
-
-
-def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    tensors = {**module._parameters, **module._buffers}
-    return {key: tensor for key, tensor in tensors.items() if tensor is not None}

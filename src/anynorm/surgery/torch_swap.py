@@ -17,16 +17,17 @@ from ..torch.replace import call_norms, replace_norms
 from .folding import Refused
 from .receipt import Receipt, Row
 from .swapping import Wish, swapped
+from .torch_holders import held_elsewhere
 from .torch_norms import (
     check_same,
     describe,
-    held_elsewhere,
     norms,
     numbers,
     place_of,
     put,
     shapes_of,
     tensor_like,
+    tensors_of,
     why_not,
 )
 from .torch_probe import Probe
@@ -38,7 +39,7 @@ def swap(model: nn.Module, wish: Wish, probe: Probe, receipt: Receipt) -> nn.Mod
     """Swap in the model itself; it is returned, or what took its place."""
     kept: dict[str, Any] = {}
     swapped: list[nn.Module] = []
-    elsewhere = held_elsewhere(model)
+    held = held_elsewhere(model)
     # A linear layer takes any rank, so that the one guessed from it says nothing.
     shapes = {} if probe.guessed_rank else probe.shapes
     over_samples = wish.target in ("group", "instance")
@@ -46,14 +47,16 @@ def swap(model: nn.Module, wish: Wish, probe: Probe, receipt: Receipt) -> nn.Mod
     for name, module, kind in list(norms(model, wish.source)):
         was = numbers(module)
         try:
-            if id(module) in elsewhere:
-                raise Refused(f"{elsewhere[id(module)]} holds it too, and would keep it")
+            if id(module) in held:
+                raise Refused(f"{held[id(module)]} holds it too, and would keep it")
             if over_samples and kind in ("batch", "layer", "rms"):
                 _check_samples(model, name, kind, shapes.get(name, []), mixed)
             new, note = _made(module, kind, wish, shapes.get(name, []))
         except Refused as refused:
             receipt.refuse(name, module, str(refused))
             continue
+        left = [key for key, t in tensors_of(module).items() if id(t) in held and getattr(new, key, None) is not t]
+        note = "; ".join([note, *(f"{held[id(getattr(module, key))]} holds the old {key}" for key in left)])
         receipt.rows.append(Row(name, describe(module), describe(new), was, numbers(new), note))
         kept[name] = (module, describe(new), shapes_of(new), place_of(new, model))
         swapped.append(new)

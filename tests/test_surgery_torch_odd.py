@@ -441,3 +441,34 @@ def test_revert_of_a_lone_norm_in_place_says_that_it_cannot():
     with pytest.raises(ValueError, match="leave inplace out"):
         S.revert(new, receipt, inplace=True)
     assert isinstance(S.revert(new, receipt)[0], nn.BatchNorm2d)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_norms_are_refused_by_name():
+    model = filled(nn.Sequential(nn.Conv2d(3, 6, 3), torch.jit.script(nn.Sequential(nn.BatchNorm2d(6), nn.ReLU()))))
+    for operation in OPERATIONS.values():
+        _, receipt = operation(model)
+        assert "it is scripted" in reasons(receipt)["1.0"]
+        assert not receipt.rows
+
+
+def test_a_parametrized_norm_is_refused_for_that():
+    class Double(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+    model = filled(Pair())
+    nn.utils.parametrize.register_parametrization(model.n, "weight", Double())
+    assert "parametrized" in reasons(OPERATIONS["swap"](model)[1])["n"]
+
+
+def test_bad_probes_data_and_decays_are_told():
+    model = filled(Pair())
+    for probe in ("x", True, torch.randn(3), {"y": torch.randn(2, 3, 8, 8)}):
+        with pytest.raises(ValueError, match="does not run on the input that probe= gives"):
+            S.fold(model, probe=probe)
+    with pytest.raises(TypeError, match="put it into a list"):
+        S.reestimate(model, {"x": torch.randn(2, 3, 8, 8)}, progress=False)
+    for decay in (-1, float("nan")):
+        with pytest.raises(ValueError, match="0 or more"):
+            S.weight_decay_groups(model, decay)

@@ -16,7 +16,7 @@ from .receipt import Receipt
 from .swapping import Wish
 from .torch_facts import facts
 from .torch_holders import check_apart
-from .torch_norms import numbers
+from .torch_norms import numbers, scripted
 from .torch_probe import Probe
 from .torch_state import State
 
@@ -54,15 +54,19 @@ def whole(model: nn.Module, inplace: bool, numbers: bool) -> Iterator[None]:
 
 
 def swap(model: nn.Module, wish: Wish, probe: Probe, receipt: Receipt, inplace: bool) -> nn.Module:
-    return _in_place(model, torch_swap.swap(_own(model, inplace), wish, probe, receipt), inplace)
+    made = torch_swap.swap(_own(model, inplace), wish, probe, receipt)
+    _refuse_scripted(model, wish.source, receipt)
+    return _in_place(model, made, inplace)
 
 
 def fold(model: nn.Module, probe: Probe, receipt: Receipt, inplace: bool) -> nn.Module:
+    _refuse_scripted(model, "batch", receipt)
     return torch_fold.fold(_own(model, inplace), probe, receipt)
 
 
 def freeze(model: nn.Module, kind: str, frozen: bool, receipt: Receipt, inplace: bool) -> nn.Module:
     model = _own(model, inplace)
+    _refuse_scripted(model, kind, receipt)
     torch_training.freeze(model, kind, frozen, receipt)
     return model
 
@@ -71,6 +75,7 @@ def reestimate(
     model: nn.Module, batches: Any, advance: Advance, probe: Probe, receipt: Receipt, inplace: bool
 ) -> tuple[Any, int | None]:
     model = _own(model, inplace)
+    _refuse_scripted(model, "batch", receipt)
     return model, torch_training.reestimate(model, batches, advance, receipt)
 
 
@@ -81,6 +86,11 @@ def revert(model: nn.Module, receipt: Receipt, inplace: bool) -> tuple[nn.Module
         raise ValueError("the receipt is not of this model: this one is of torch, and the receipt of another framework")
     made, back = undo(_own(model, inplace), inplace)
     return _in_place(model, made, inplace), back
+
+
+def _refuse_scripted(model: nn.Module, kind: str, receipt: Receipt) -> None:
+    for name, module in scripted(model, kind):
+        receipt.refuse(name, module, "it is scripted, and so fixed; change the module that it was made from")
 
 
 def _in_place(model: nn.Module, made: nn.Module, inplace: bool) -> nn.Module:

@@ -24,7 +24,11 @@ _BY_KIND = {
 
 
 def kind_of(module: Any) -> str | None:
-    return next((kind for kind, known in _BY_KIND.items() if isinstance(module, known)), None)
+    return kind_of_class(type(module))
+
+
+def kind_of_class(one: type) -> str | None:
+    return next((kind for kind, known in _BY_KIND.items() if issubclass(one, known)), None)
 
 
 def norms(model: nn.Module, kind: str = "any") -> Iterator[tuple[str, nn.Module, str]]:
@@ -35,12 +39,22 @@ def norms(model: nn.Module, kind: str = "any") -> Iterator[tuple[str, nn.Module,
             yield name, module, found
 
 
+def scripted(model: nn.Module, kind: str = "any") -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of each norm that is scripted, of which the class's name is left."""
+    names = {known.__name__: kind_of_class(known) for known in KNOWN}
+    for name, module in model.named_modules():
+        found = names.get(module.original_name) if isinstance(module, torch.jit.ScriptModule) else None
+        if found is not None and kind in (found, "any"):
+            yield name, module
+
+
 def why_not(module: nn.Module) -> str | None:
     """Why no other module may take the place of a norm, or None."""
-    if type(module) not in KNOWN:
-        return "its class is a subclass of a norm's, and may do something else"
+    # First, since parametrizing makes a subclass.
     if is_unusual(module):
         return "its parameters are parametrized, or no parameters"
+    if type(module) not in KNOWN:
+        return "its class is a subclass of a norm's, and may do something else"
     if hooks(module):
         return "it has hooks, which would be lost; remove them first"
     if has_own_forward(module):

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree
 
 from .proving import apart
+from .receipt import first_line
 from .torch_norms import kind_of
 from .torch_state import undisturbed
 
@@ -50,7 +51,12 @@ class Probe:
         elif given is not None:
             self.inputs = arguments(given, model)
             self.words = f"the given one, {_written(self.inputs)}"
-            self.outputs = self._first_run(model)
+            try:
+                self.outputs = self._first_run(model)
+            except Exception as failed:  # whatever a model raises that an input does not fit
+                raise ValueError(
+                    f"the model does not run on the input that probe= gives: {first_line(failed)}"
+                ) from failed
         else:
             self.words = "none could be guessed; give probe="
             self._guess(model)

@@ -140,6 +140,7 @@ def weight_decay_groups(model: Any, weight_decay: float = 0.01) -> tuple[list[An
 
     Raises:
         TypeError: no model of Keras or torch.
+        ValueError: a decay that is negative, or NaN.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.LayerNorm(6))
@@ -148,6 +149,8 @@ def weight_decay_groups(model: Any, weight_decay: float = 0.01) -> tuple[list[An
     [(1, 0.01), (3, 0.0)]
     >>> optimizer = torch.optim.AdamW(groups)
     """
+    if not weight_decay >= 0:
+        raise ValueError(f"weight decay is a number of 0 or more, and it is {weight_decay}")
     side, receipt = side_of(model), Receipt("weight_decay_groups")
     found = side.weight_decay(model, weight_decay, receipt)
     receipt.before = receipt.after = side.numbers(model)

@@ -336,6 +336,11 @@ def test_that_nothing_shows_the_samples_is_said():
     assert receipt.notes == ["that axis 0 of the norms' inputs has the samples was not seen, and is taken to be so"]
 
 
+def test_an_empty_probe_shows_nothing():
+    _, receipt = S.swap(filled(Pair()), "batch", "group", probe=torch.zeros(0, 3, 8, 8))
+    assert len(receipt.rows) == 1
+
+
 def test_a_batch_norm_whose_first_axis_is_another_stays():
     class Turned(nn.Module):
         def __init__(self) -> None:

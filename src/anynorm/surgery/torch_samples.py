@@ -59,7 +59,7 @@ def _marked(x: torch.Tensor) -> list[int]:
 def _changed(inputs: Any) -> Iterator[list[Any]]:
     """For each axis two other inputs, each with one index of it changed: in all tensors, or in the first alone."""
     leaves, structure = _pytree.tree_flatten(inputs)
-    tensors = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and x.dtype != torch.bool]
+    tensors = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and x.dtype != torch.bool and x.numel()]
     for axis in range(max((leaves[i].dim() for i in tensors), default=0)):
         long = [i for i in tensors if leaves[i].dim() > axis and leaves[i].shape[axis] >= len(_TWO)]
         for which in (long, long[:1]) if len(long) > 1 else (long,) if long else ():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -21,6 +21,8 @@ def batches(data: Any, size: int, limit: int | None) -> tuple[Iterator[Any], int
     """
     if isinstance(data, tuple):
         raise TypeError("data is one array of inputs, or an iterable of batches, each an input or (input, target)")
+    if isinstance(data, Mapping):
+        raise TypeError("data is a dictionary: put it into a list where it is one batch of named inputs")
     if size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"a batch has at least one sample, and one batch is needed: {size=}, {limit=}")
     made: Iterator[Any]

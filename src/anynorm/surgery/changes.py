@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .proving import check_called, differs, finished, proved
+from .proving import check_called, differs, proved
 from .receipt import Receipt
 from .sides import side_of
 from .swapping import Wish
@@ -43,8 +43,9 @@ def swap(
             does not call them. It then is as it was.
 
     What cannot be swapped is left and named in the receipt: subclasses of norms, norms inside layers of one's own,
-    statistics that would be over one element or two, norms with hooks, torch norms that an attribute or a list of a
-    module holds besides. Where layer or RMS normalization becomes group or instance normalization, statistics are over
+    statistics that would be over one element or two, norms with hooks, torch norms that an attribute, a container or a
+    function of a module holds besides, and such whose statistics would mix samples, since axis 0 of their input does
+    not have them: of torch models that is seen on the probe input, by changing one sample. Where layer or RMS normalization becomes group or instance normalization, statistics are over
     all positions of a sample, later ones of a sequence too: a note says so.
 
     >>> import torch
@@ -56,9 +57,10 @@ def swap(
     side, wish = side_of(model), Wish(source, target, groups)
     measured, receipt = side.Probe(model, probe), Receipt(f"swap: {source} to {target}")
     receipt.before = side.numbers(model)
-    changed = side.swap(model, wish, measured, receipt, inplace)
-    proved(side, changed, measured, receipt, inplace)
-    check_called(side, changed, measured, receipt, inplace)
+    with side.whole(model, inplace, numbers=False):
+        changed = side.swap(model, wish, measured, receipt, inplace)
+        proved(side, changed, measured, receipt, inplace)
+        check_called(side, changed, measured, receipt, inplace)
     if source == target and groups is None and differs(receipt, side.coarsest(changed)):
         receipt.notes.append(
             "the same norms of anynorm should give the same outputs: the old ones are inexact on this input"
@@ -102,8 +104,9 @@ def fold(model: Any, *, probe: Any = None, inplace: bool = False) -> tuple[Any, 
     side = side_of(model)
     measured, receipt = side.Probe(model, probe), Receipt("fold")
     receipt.before = side.numbers(model)
-    changed = side.fold(model, measured, receipt, inplace)
-    return changed, proved(side, changed, measured, receipt, inplace, side.coarsest(model))
+    with side.whole(model, inplace, numbers=True):
+        changed = side.fold(model, measured, receipt, inplace)
+        return changed, proved(side, changed, measured, receipt, inplace, side.coarsest(model))
 
 
 def revert(model: Any, receipt: Receipt, *, probe: Any = None, inplace: bool = False) -> tuple[Any, Receipt]:
@@ -113,7 +116,8 @@ def revert(model: Any, receipt: Receipt, *, probe: Any = None, inplace: bool = F
     these and the kernels and biases in front of them; of `freeze` and `unfreeze` the flags; of `reestimate` the old
     running statistics. Those come back as they were before the operation; everything else in the model stays as it is
     now, trained meanwhile or not. What was learned in a layer that goes is gone. In torch a norm comes back in the
-    mode, on the device and in the type of what it takes the place of.
+    mode, on the device and in the type of what it takes the place of, and shares the parameters that it shared: they
+    have its numbers then, wherever they are.
 
     Args:
         model: what the operation returned, or a copy of it with the same names.
@@ -124,8 +128,8 @@ def revert(model: Any, receipt: Receipt, *, probe: Any = None, inplace: bool = F
         The model and a receipt of its own.
 
     Raises:
-        ValueError: the receipt keeps nothing, or the model has no layers of the names, classes and shapes that it has;
-            the model stays as it is.
+        ValueError: the receipt keeps nothing, the model has no layers of the names, classes and shapes that it has, or
+            it does not run with the old ones; the model stays as it is.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.BatchNorm2d(6)).eval()
@@ -137,9 +141,10 @@ def revert(model: Any, receipt: Receipt, *, probe: Any = None, inplace: bool = F
         raise ValueError(f'the receipt of "{receipt.operation}" keeps nothing that could be given back')
     side = side_of(model)
     measured, before = side.Probe(model, probe), side.numbers(model)
-    try:
-        changed, back = side.revert(model, receipt, inplace)
-    except KeyError as missing:
-        raise ValueError(f"the receipt is not of this model: it has no layer called {missing}") from missing
-    back.before = before
-    return changed, finished(side, changed, measured, back)
+    with side.whole(model, inplace, numbers=True):
+        try:
+            changed, back = side.revert(model, receipt, inplace)
+        except KeyError as missing:
+            raise ValueError(f"the receipt is not of this model: it has no layer called {missing}") from missing
+        back.before = before
+        return changed, proved(side, changed, measured, back, inplace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ml_dtypes import finfo
@@ -17,9 +18,26 @@ from .proving import check_copy
 from .receipt import Receipt
 from .swapping import Wish
 
-__all__ = ["Probe", "coarsest", "facts", "fold", "freeze", "numbers", "reestimate", "revert", "swap", "weight_decay"]
+__all__ = [
+    "Probe",
+    "coarsest",
+    "facts",
+    "fold",
+    "freeze",
+    "numbers",
+    "reestimate",
+    "revert",
+    "swap",
+    "weight_decay",
+    "whole",
+]
 
 weight_decay = keras_training.weight_decay
+
+
+def whole(model: Any, inplace: bool, numbers: bool) -> AbstractContextManager[None]:
+    """Nothing to give back here: the layers of a graph change only once the new graph is made."""
+    return nullcontext()
 
 
 def swap(model: Any, wish: Wish, probe: Probe, receipt: Receipt, inplace: bool) -> Any:

@@ -115,5 +115,5 @@ def check_called(side: Any, changed: Any, measured: Any, receipt: Receipt, inpla
 
 
 def _undone(side: Any, changed: Any, receipt: Receipt, inplace: bool) -> None:
-    if inplace:
+    if inplace and receipt.undo is not None:
         side.revert(changed, receipt, True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,19 +15,46 @@ from .data import Advance
 from .receipt import Receipt
 from .swapping import Wish
 from .torch_facts import facts
+from .torch_holders import check_apart
 from .torch_norms import numbers
 from .torch_probe import Probe
+from .torch_state import State
 
-__all__ = ["Probe", "coarsest", "facts", "fold", "freeze", "numbers", "reestimate", "revert", "swap", "weight_decay"]
+__all__ = [
+    "Probe",
+    "coarsest",
+    "facts",
+    "fold",
+    "freeze",
+    "numbers",
+    "reestimate",
+    "revert",
+    "swap",
+    "weight_decay",
+    "whole",
+]
 
 weight_decay = torch_training.weight_decay
 
 
+@contextmanager
+def whole(model: nn.Module, inplace: bool, numbers: bool) -> Iterator[None]:
+    """Let a model that is changed in place be as it was, in the same objects, where something fails.
+
+    Args:
+        numbers: whether the change is one of parameters' numbers too, which then need memory once more.
+    """
+    before = State(model, parameters=numbers) if inplace else None
+    try:
+        yield
+    except BaseException:
+        if before is not None:
+            before.restore()
+        raise
+
+
 def swap(model: nn.Module, wish: Wish, probe: Probe, receipt: Receipt, inplace: bool) -> nn.Module:
-    made = torch_swap.swap(_own(model, inplace), wish, probe, receipt)
-    if inplace and made is not model:
-        raise ValueError("the model is itself the norm, and cannot become another in place; leave inplace out")
-    return made
+    return _in_place(model, torch_swap.swap(_own(model, inplace), wish, probe, receipt), inplace)
 
 
 def fold(model: nn.Module, probe: Probe, receipt: Receipt, inplace: bool) -> nn.Module:
@@ -46,8 +75,18 @@ def reestimate(
 
 
 def revert(model: nn.Module, receipt: Receipt, inplace: bool) -> tuple[nn.Module, Receipt]:
-    assert receipt.undo is not None
-    return receipt.undo(_own(model, inplace), inplace)
+    undo = receipt.undo
+    assert undo is not None
+    if not getattr(undo, "func", undo).__module__.startswith(__name__):
+        raise ValueError("the receipt is not of this model: this one is of torch, and the receipt of another framework")
+    made, back = undo(_own(model, inplace), inplace)
+    return _in_place(model, made, inplace), back
+
+
+def _in_place(model: nn.Module, made: nn.Module, inplace: bool) -> nn.Module:
+    if inplace and made is not model:
+        raise ValueError("the model is itself the norm, and cannot become another in place; leave inplace out")
+    return made
 
 
 def coarsest(model: nn.Module) -> float:
@@ -60,6 +99,8 @@ def _own(model: nn.Module, inplace: bool) -> nn.Module:
     if inplace:
         return model
     try:
-        return copy.deepcopy(model)
+        own = copy.deepcopy(model)
     except Exception as failed:
         raise ValueError(f"the model cannot be copied ({failed}); inplace=True changes it itself") from failed
+    check_apart(model, own)
+    return own

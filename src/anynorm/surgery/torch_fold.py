@@ -15,10 +15,11 @@ from ..convert import torch as dialect
 from .folding import Folded, Refused
 from .folding import fold as folded
 from .receipt import Receipt, Row, first_line
+from .torch_holders import held_elsewhere
 from .torch_norms import (
     check_same,
     describe,
-    held_elsewhere,
+    has_own_forward,
     hooks,
     is_unusual,
     kind_of,
@@ -29,9 +30,11 @@ from .torch_norms import (
     shapes_of,
     shared,
     tensor_like,
+    tensors_of,
     why_not,
 )
 from .torch_probe import Probe
+from .torch_state import Ties, tie, ties_of
 from .torch_swap import settled
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -50,15 +53,15 @@ class _Tracer(fx.Tracer):
 
 def fold(model: nn.Module, probe: Probe, receipt: Receipt) -> nn.Module:
     """Fold in the model itself."""
+    held = held_elsewhere(model)
     graph = _Graph(model, probe)
     kept: dict[str, Any] = {}
-    elsewhere = held_elsewhere(model)
     for name, norm, _ in list(norms(model, "batch")):
         try:
             if norm is model:
                 raise Refused("it is the whole model, and no layer is in front of it")
-            if id(norm) in elsewhere:
-                raise Refused(f"{elsewhere[id(norm)]} holds it too, and would keep it")
+            if id(norm) in held:
+                raise Refused(f"{held[id(norm)]} holds it too, and would keep it")
             front_name, front = graph.front(norm)
             made, note = _folded(norm, front, probe.shapes.get(name, [])), graph.note(norm)
         except Refused as refused:
@@ -71,9 +74,17 @@ def fold(model: nn.Module, probe: Probe, receipt: Receipt) -> nn.Module:
         put(model, norm, nn.Identity().train(norm.training))
         if isinstance(front, nn.Linear) and probe.guessed_rank:
             note = "for inputs of shape (n, c); give probe= for others"
+        seen = [
+            f"{held[id(t)]} holds weights that change or go"
+            for t in (*tensors_of(front).values(), *tensors_of(norm).values())
+            if id(t) in held
+        ]
+        note = "; ".join(filter(None, dict.fromkeys((note, *seen))))
         became = f"in {front_name} ({describe(front)})"
         receipt.rows.append(Row(name, describe(norm), became, before, numbers(front), note))
-    receipt.undo = partial(_undo, kept)
+    # Copies, since a module that shares a norm's parameters may train them.
+    ties = ties_of(model, {name: norm for name, (norm, *_) in kept.items()})
+    receipt.undo = partial(_undo, copy.deepcopy(kept), ties)
     return model
 
 
@@ -153,8 +164,8 @@ class _Graph:
             raise Refused(f"no layer is in front of it, but {_what(before)}")
         front = self.modules[before]
         name = self.names[id(front)]
-        if is_unusual(front) or hooks(front):
-            raise Refused(f"{name}, in front of it, has hooks or parametrized weights")
+        if is_unusual(front) or hooks(front) or has_own_forward(front):
+            raise Refused(f"{name}, in front of it, has hooks, parametrized weights or a forward of its own")
         if type(front) not in _FOLDABLE:
             raise Refused(f"{name} ({describe(front)}), in front of it, is no convolution or linear layer")
         if self.calls[id(front)] != 1:
@@ -203,7 +214,7 @@ def _clone(tensor: Any) -> Any:
     return None if tensor is None else tensor.detach().clone()
 
 
-def _undo(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple[nn.Module, Receipt]:
+def _undo(kept: dict[str, Any], ties: dict[str, Ties], model: nn.Module, inplace: bool) -> tuple[nn.Module, Receipt]:
     """The norms back in their places, and weight and bias in front as they were before folding."""
     receipt = Receipt("revert: fold")
     found: dict[str, Any] = dict(model.named_modules())
@@ -221,5 +232,6 @@ def _undo(kept: dict[str, Any], model: nn.Module, inplace: bool) -> tuple[nn.Mod
             else:
                 front.bias.copy_(bias)
         put(model, found[name], norm)
-        receipt.rows.append(Row(name, "Identity", describe(norm), 0, numbers(norm), f"{front_name} as it was"))
+        note = "; ".join(filter(None, (f"{front_name} as it was", tie(norm, ties[name], found, name))))
+        receipt.rows.append(Row(name, "Identity", describe(norm), 0, numbers(norm), note))
     return model, receipt

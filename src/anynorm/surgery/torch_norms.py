@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -43,6 +43,8 @@ def why_not(module: nn.Module) -> str | None:
         return "its parameters are parametrized, or no parameters"
     if hooks(module):
         return "it has hooks, which would be lost; remove them first"
+    if has_own_forward(module):
+        return "its forward was replaced by another function"
     return None
 
 
@@ -67,6 +69,11 @@ def hooks(module: nn.Module) -> list[Any]:
     return [hook for kind in kinds for hook in kind.values() if hook is not stay]
 
 
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether something put another forward into the module itself, in place of its class's."""
+    return "forward" in vars(module)
+
+
 def is_frozen(module: nn.Module) -> bool:
     return any(hook is stay for hook in module._forward_pre_hooks.values())
 
@@ -77,31 +84,6 @@ def put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for name, child in list(parent._modules.items()):
             if child is old:
                 setattr(parent, name, new)
-
-
-def held_elsewhere(model: nn.Module) -> dict[int, str]:
-    """Which modules an attribute, a list or a dictionary of the model's holds besides, by their ids, and what does.
-
-    `put` does not reach those, and a forward that calls them there would go on with the old module.
-    """
-    registered = {id(module) for module in model.modules()}
-    found: dict[int, str] = {}
-
-    def look(value: Any, place: str) -> None:
-        if isinstance(value, nn.Module):
-            inside = [value] if id(value) in registered else value.modules()
-            found.update({id(module): place for module in inside})
-        elif isinstance(value, Mapping):
-            look(list(value.values()), place)
-        elif isinstance(value, list | tuple | set | frozenset):
-            for one in value:
-                look(one, place)
-
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            if key != "_modules":
-                look(value, f"{name}.{key}".lstrip("."))
-    return found
 
 
 def numbers(module: nn.Module) -> int:
@@ -132,10 +114,14 @@ def place_of(*modules: nn.Module) -> tuple[torch.device, torch.dtype] | None:
     return next(((t.device, t.dtype) for t in tensors if t.is_floating_point()), None)
 
 
+def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's own parameters and buffers."""
+    return {name: t for name, t in {**module._parameters, **module._buffers}.items() if t is not None}
+
+
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Those of a module's own parameters and buffers, by which it is known again."""
-    tensors = {**module._parameters, **module._buffers}
-    return {name: tuple(t.shape) for name, t in tensors.items() if t is not None}
+    return {name: tuple(t.shape) for name, t in tensors_of(module).items()}
 
 
 def check_same(name: str, module: Any, was: str, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,9 +14,11 @@ from torch.utils import _pytree
 
 from .proving import apart
 from .torch_norms import kind_of
+from .torch_state import undisturbed
 
 # Edges of the image that a probe is guessed to be: the first that runs through.
 _EDGES = (32, 64, 128, 224)
+See = Callable[[str, torch.Tensor], None]
 
 
 class Probe:
@@ -55,29 +57,33 @@ class Probe:
         if self.outputs is not None:
             self.repeated = apart(self.outputs, self.run(model) or [])
 
-    def run(self, model: nn.Module) -> list[np.ndarray] | None:
-        """The model's outputs, flat, as wide as they come; None without an input."""
-        return self._run(model, {})
+    def run(self, model: nn.Module, inputs: Any = None, see: See | None = None) -> list[np.ndarray] | None:
+        """The model's outputs, flat, as wide as they come; None without an input.
+
+        Args:
+            inputs: others than the probe's own.
+            see: what is called with the name and the input of each norm.
+        """
+        return None if self.inputs is None else self._run(model, inputs or self.inputs, see)
 
     def uncalled(self, name: str) -> bool:
         """Whether the last run did not call the module of this name."""
         return self.inputs is not None and not self._last_calls[name]
 
-    def _run(self, model: nn.Module, shapes: dict[str, list[tuple[int, ...]]]) -> list[np.ndarray] | None:
-        if self.inputs is None:
-            return None
+    def _run(self, model: nn.Module, inputs: Any, see: See | None) -> list[np.ndarray]:
         self._last_calls.clear()
         handles = []
         for name, module in model.named_modules():
 
-            def look(module: nn.Module, inputs: Any, name: str = name) -> None:
+            def look(module: nn.Module, positional: Any, named: dict[str, Any], name: str = name) -> None:
                 self._last_calls[name] += 1
-                if kind_of(module) is not None and inputs:
-                    shapes.setdefault(name, []).append(tuple(inputs[0].shape))
+                x = positional[0] if positional else named.get("input")
+                if see is not None and kind_of(module) is not None and isinstance(x, torch.Tensor):
+                    see(name, x)
 
-            handles.append(module.register_forward_pre_hook(look))
+            handles.append(module.register_forward_pre_hook(look, with_kwargs=True))
         # Copies, for a forward may change its input.
-        positional, named = _pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, self.inputs)
+        positional, named = _pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, inputs)
         try:
             with undisturbed(model), evaluating(model), torch.no_grad():
                 leaves = _pytree.tree_leaves(model(*positional, **named))
@@ -89,7 +95,7 @@ class Probe:
 
     def _first_run(self, model: nn.Module) -> list[np.ndarray] | None:
         self._forget()
-        outputs = self._run(model, self.shapes)
+        outputs = self.run(model, see=lambda name, x: self.shapes.setdefault(name, []).append(tuple(x.shape)))
         self.calls = self._last_calls.copy()
         return outputs
 
@@ -171,28 +177,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Afterwards each module has the attributes and buffers that it had: a forward may count, or keep what it saw."""
-    kept = [
-        (module, dict(vars(module)), dict(module._buffers), {key: _clone(b) for key, b in module._buffers.items()})
-        for module in model.modules()
-    ]
-    try:
-        yield
-    finally:
-        for module, attributes, buffers, values in kept:
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-            for key, buffer in buffers.items():
-                if buffer is not None and not torch.equal(buffer, values[key]):
-                    with torch.no_grad():
-                        buffer.copy_(values[key])
-
-
-def _clone(buffer: torch.Tensor | None) -> Any:
-    return None if buffer is None else buffer.detach().clone()

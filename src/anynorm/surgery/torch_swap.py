@@ -17,63 +17,78 @@ from ..torch.replace import call_norms, replace_norms
 from .folding import Refused
 from .receipt import Receipt, Row
 from .swapping import Wish, swapped
+from .torch_holders import held_elsewhere
 from .torch_norms import (
     check_same,
     describe,
-    held_elsewhere,
     norms,
     numbers,
     place_of,
     put,
     shapes_of,
     tensor_like,
+    tensors_of,
     why_not,
 )
 from .torch_probe import Probe
+from .torch_samples import mixing
+from .torch_state import Ties, tie, ties_of
 
 
 def swap(model: nn.Module, wish: Wish, probe: Probe, receipt: Receipt) -> nn.Module:
     """Swap in the model itself; it is returned, or what took its place."""
     kept: dict[str, Any] = {}
     swapped: list[nn.Module] = []
-    elsewhere = held_elsewhere(model)
+    held = held_elsewhere(model)
     # A linear layer takes any rank, so that the one guessed from it says nothing.
     shapes = {} if probe.guessed_rank else probe.shapes
+    over_samples = wish.target in ("group", "instance")
+    mixed = mixing(model, probe) if over_samples else None
     for name, module, kind in list(norms(model, wish.source)):
         was = numbers(module)
         try:
-            if id(module) in elsewhere:
-                raise Refused(f"{elsewhere[id(module)]} holds it too, and would keep it")
-            if kind in ("layer", "rms") and wish.target in ("group", "instance"):
-                _check_batch_first(model, name, shapes.get(name, []))
+            if id(module) in held:
+                raise Refused(f"{held[id(module)]} holds it too, and would keep it")
+            if over_samples and kind in ("batch", "layer", "rms"):
+                _check_samples(model, name, kind, shapes.get(name, []), mixed)
             new, note = _made(module, kind, wish, shapes.get(name, []))
         except Refused as refused:
             receipt.refuse(name, module, str(refused))
             continue
+        left = [key for key, t in tensors_of(module).items() if id(t) in held and getattr(new, key, None) is not t]
+        note = "; ".join([note, *(f"{held[id(getattr(module, key))]} holds the old {key}" for key in left)])
         receipt.rows.append(Row(name, describe(module), describe(new), was, numbers(new), note))
         kept[name] = (module, describe(new), shapes_of(new), place_of(new, model))
         swapped.append(new)
         if module is model:
             model = new
         put(model, module, new)
+    if mixed is None and over_samples and any("those behind axis 0" in row.note for row in receipt.rows):
+        receipt.notes.append("that axis 0 of the norms' inputs has the samples was not seen, and is taken to be so")
     fused = call_norms(model, swapped)
     if fused:
         receipt.notes.append(f"torch's fused inference, which does not call norms, is off in {', '.join(fused)}")
     # Copies, since the new norms have the old ones' parameters and train them; all at once, so that what norms share
     # they share there too.
-    receipt.undo = partial(_undo, copy.deepcopy(kept), fused)
+    ties = ties_of(model, {name: module for name, (module, *_) in kept.items()})
+    receipt.undo = partial(_undo, copy.deepcopy(kept), ties, fused)
     return model
 
 
-def _check_batch_first(model: nn.Module, name: str, shapes: list[tuple[int, ...]]) -> None:
-    """Raise for a norm of sequences beside layers that take them as (length, batch, channels)."""
-    above = model.get_submodule(name.rpartition(".")[0])
-    if (not shapes or any(len(shape) == 3 for shape in shapes)) and any(
-        getattr(module, "batch_first", True) is False for module in above.modules()
-    ):
+def _check_samples(
+    model: nn.Module, name: str, kind: str, shapes: list[tuple[int, ...]], mixed: dict[str, bool] | None
+) -> None:
+    """Raise for a norm whose samples are not on axis 0, as far as that is seen, or likely for one of sequences."""
+    if mixed is not None and name in mixed:
+        if mixed[name]:
+            raise Refused("axis 0 of its input does not have the samples: statistics over all others would mix samples")
+        return
+    # Of batch normalization everybody knows where the samples are.
+    sequences = kind != "batch" and (not shapes or any(len(shape) == 3 for shape in shapes))
+    if sequences and any(getattr(module, "batch_first", True) is False for module in model.modules()):
         raise Refused(
-            "beside it are layers with batch_first=False: over the positions of an input (length, batch, channels) "
-            "statistics would mix samples"
+            "the model has layers with batch_first=False: over the positions of an input (length, batch, channels) "
+            "statistics would mix samples; give a probe= of two samples or more, on which is seen where they are"
         )
 
 
@@ -136,7 +151,7 @@ def _fitted(new: nn.Module, old: Any) -> nn.Module:
 
 
 def _undo(
-    kept: dict[str, Any], fused: dict[str, dict[str, Any]], model: nn.Module, inplace: bool
+    kept: dict[str, Any], ties: dict[str, Ties], fused: dict[str, dict[str, Any]], model: nn.Module, inplace: bool
 ) -> tuple[nn.Module, Receipt]:
     """The old norms in their places, with the values that they had when they were swapped."""
     receipt = Receipt("revert: swap")
@@ -149,7 +164,8 @@ def _undo(
         new = found[name]
         settled(old, then, new, model)
         old.train(new.training)
-        receipt.rows.append(Row(name, describe(new), describe(old), numbers(new), numbers(old)))
+        note = tie(old, ties[name], found, name)
+        receipt.rows.append(Row(name, describe(new), describe(old), numbers(new), numbers(old), note))
         if new is model:
             model = old
         put(model, new, old)

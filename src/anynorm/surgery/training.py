@@ -60,8 +60,9 @@ def unfreeze(model: Any, kind: str = ANY, *, probe: Any = None, inplace: bool = 
 def _frozen(model: Any, kind: str, frozen: bool, probe: Any, inplace: bool) -> tuple[Any, Receipt]:
     side, receipt = side_of(model), Receipt(f"{'freeze' if frozen else 'unfreeze'}: {checked_kind(kind)}")
     measured, receipt.before = side.Probe(model, probe), side.numbers(model)
-    changed = side.freeze(model, kind, frozen, receipt, inplace)
-    return changed, proved(side, changed, measured, receipt, inplace, side.coarsest(model))
+    with side.whole(model, inplace, numbers=False):
+        changed = side.freeze(model, kind, frozen, receipt, inplace)
+        return changed, proved(side, changed, measured, receipt, inplace, side.coarsest(model))
 
 
 def reestimate(
@@ -110,8 +111,9 @@ def reestimate(
     side, receipt = side_of(model), Receipt("reestimate")
     inputs, total = batches_of(data, batch_size, batches)
     measured, receipt.before = side.Probe(model, probe), side.numbers(model)
-    with shown(progress, total) as advance:
+    with side.whole(model, inplace, numbers=False), shown(progress, total) as advance:
         changed, done = side.reestimate(model, inputs, advance, measured, receipt, inplace)
+        finished(side, changed, measured, receipt)
     if done == 0:
         raise ValueError("the data has no batch, or was used up before; the statistics stay as they were")
     if done is not None:
@@ -121,7 +123,7 @@ def reestimate(
     wanted = batches if batches is not None else total
     if wanted is not None and done is not None and done < wanted:
         receipt.notes.append(f"the data ended after {done} of {wanted} batches")
-    return changed, finished(side, changed, measured, receipt)
+    return changed, receipt
 
 
 def weight_decay_groups(model: Any, weight_decay: float = 0.01) -> tuple[list[Any], Receipt]:

@@ -49,7 +49,7 @@ def fold(model: Any, receipt: Receipt, inplace: bool) -> Any:
         became, note = f"in {front_name} ({describe(front)})", _note(front)
         receipt.rows.append(Row(name, describe(norm), became, before, after, note))
     receipt.undo = partial(_undo, kept)
-    return rebuilt(model, replaced, inplace=inplace)
+    return rebuilt(model, replaced, inplace=inplace, notes=receipt.notes)
 
 
 class _Graph:
@@ -141,4 +141,4 @@ def _undo(kept: dict[str, Any], model: Any, inplace: bool) -> tuple[Any, Receipt
         replaced[id(layer)], after[id(layer)] = front, norm
         number = sum(w.size for w in norm.weights)
         receipt.rows.append(Row(name, "(folded)", norm.kind.__name__, 0, number, f"{front_name} as it was"))
-    return rebuilt(model, replaced, after, inplace), receipt
+    return rebuilt(model, replaced, after, inplace, receipt.notes), receipt

@@ -44,7 +44,9 @@ def _take_over_assets(old: Any, new: Any) -> None:
         words = old.get_vocabulary()
         # By hand, for files of words lose those with line breaks, and configurations those that were set later.
         if words != new.get_vocabulary():
-            new.set_vocabulary(words, *([False] if getattr(old, "output_mode", "") == "tf_idf" else []))
+            store: dict[str, Any] = {}
+            old.save_own_variables(store)
+            new.set_vocabulary(words, **{name: store[name] for name in ("idf_weights",) if name in store})
     elif hasattr(old, "save_assets"):
         with tempfile.TemporaryDirectory() as folder:
             old.save_assets(folder)

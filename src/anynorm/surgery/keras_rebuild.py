@@ -48,9 +48,10 @@ class Rebuild:
         copies = [(model, new), *self._copies]
         for old, copy in [] if self._reuse else copies:
             take_over(old, copy)
+        there = {key: layer for key, layer in self._made.items() if not isinstance(layer, _Through)}
         for old, copy in copies:
             if isinstance(old, keras.Model) and old is not copy:
-                self.lost += attributes(old, copy, self._made)
+                self.lost += attributes(old, copy, there)
         for layer, saved in self._filled:
             layer.set_weights([np.array(w) for w in saved.weights])
             layer.trainable = saved.config.get("trainable", True)

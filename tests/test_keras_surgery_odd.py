@@ -67,6 +67,10 @@ class Noisy(L.Layer):
     def call(self, x: Any) -> Any:
         return x + 0.01 * keras.random.uniform(keras.ops.shape(x))
 
+    def compute_output_spec(self, x: Any) -> Any:
+        # JAX traces nothing that is not seeded.
+        return keras.KerasTensor(x.shape, dtype=x.dtype)
+
 
 @pytest.mark.parametrize("last", [L.ReLU, Noisy])
 @pytest.mark.parametrize(
@@ -329,6 +333,14 @@ def test_attributes_of_a_model_are_kept_or_named(operation):
     assert folded or new.all_norms[0] is new.get_layer("norm")
     lost = f"{model.name}.all_norms, {model.name}.opener" if folded else f"{model.name}.opener"
     assert f"attributes that the new model lacks: {lost}" in receipt.notes
+
+
+def test_attributes_speak_of_the_new_layers_in_place_too():
+    model = filled(functional([L.Dense(3, name="dense"), L.BatchNormalization(name="norm")], (4,)))
+    model.norm, model.parts, model.opener = model.get_layer("norm"), {"a": [model.get_layer("norm")]}, open
+    _, receipt = S.swap(model, "batch", "layer", inplace=True)
+    assert model.norm is model.parts["a"][0] is model.get_layer("norm")
+    assert (len(model.weights), receipt.notes, model.opener) == (4, [], open)
 
 
 @keras.saving.register_keras_serializable("test_keras_surgery_odd")

@@ -72,8 +72,8 @@ def attributes(old: Any, new: Any, made: dict[int, Any]) -> list[str]:
     """
     own_class = not is_graph(old)
     lost = []
-    for name, value in vars(old).items():
-        there = name in vars(new)
+    for name, value in held(old).items():
+        there = name in held(new)
         if name in _TRAINER or (there and (name.startswith("_") or not own_class)):
             continue
         try:
@@ -87,6 +87,29 @@ def attributes(old: Any, new: Any, made: dict[int, Any]) -> list[str]:
             with suppress(AttributeError):
                 setattr(new, name, kept)
     return lost
+
+
+def exchange(model: Any, before: dict[str, Any], plain: Any, made: dict[int, Any]) -> None:
+    """Let the attributes that a model's user gave it speak of the new layers where they speak of old ones.
+
+    Args:
+        before: what `held` gave of it, of which some may be gone.
+        plain: a model without such attributes.
+        made: the new layers by the ids of the old ones.
+    """
+    for name, value in before.items():
+        if name in _TRAINER or name in held(plain):
+            continue
+        if any(made.get(id(one), one) is not one for one in keras.tree.flatten(value)):
+            with suppress(LookupError):
+                value = _kept(value, made)
+        if held(model).get(name) is not value:
+            setattr(model, name, value)
+
+
+def held(model: Any) -> dict[str, Any]:
+    """The attributes of a model, wherever they are: layers may lie apart from the rest, as modules of torch do."""
+    return {**vars(model), **vars(model).get("_modules", {})}
 
 
 def _kept(value: Any, made: dict[int, Any]) -> Any:

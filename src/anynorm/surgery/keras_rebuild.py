@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from .keras_copy import attributes, take_over
+from .keras_copy import attributes, exchange, held, take_over
 from .keras_graph import Saved, check_copy, check_graph, inputs_of, is_graph, layers
 from .receipt import first_line
 
@@ -48,14 +48,17 @@ class Rebuild:
         copies = [(model, new), *self._copies]
         for old, copy in [] if self._reuse else copies:
             take_over(old, copy)
-        there = {key: layer for key, layer in self._made.items() if not isinstance(layer, _Through)}
-        for old, copy in copies:
-            if isinstance(old, keras.Model) and old is not copy:
-                self.lost += attributes(old, copy, there)
+        for old, copy in copies[self._reuse :]:
+            if isinstance(old, keras.Model):
+                self.lost += attributes(old, copy, self.there())
         for layer, saved in self._filled:
             layer.set_weights([np.array(w) for w in saved.weights])
             layer.trainable = saved.config.get("trainable", True)
         return new
+
+    def there(self) -> dict[int, Any]:
+        """The layers of the new model by the ids of those that they stand for."""
+        return {key: layer for key, layer in self._made.items() if not isinstance(layer, _Through)}
 
     def _model(self, model: Any) -> Any:
         if isinstance(model, keras.Sequential):
@@ -192,7 +195,7 @@ def rebuilt(
         _check_apart(model, new)
         return new
     flags = [(layer, layer.trainable) for _, layer, _ in layers(new)]
-    trainable, config = model.trainable, compiling_of(model)
+    trainable, config, before = model.trainable, compiling_of(model), held(model)
     # Without it the model would go on counting the layers that it had.
     object.__delattr__(model, "_tracker")
     if isinstance(model, keras.Sequential):
@@ -203,6 +206,7 @@ def rebuilt(
         model.trainable = False
         for layer, flag in flags:
             layer.trainable = flag
+    exchange(model, before, new, rebuild.there())
     _compile(model, config)
     return model
 

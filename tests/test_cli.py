@@ -112,6 +112,12 @@ def test_a_bad_sentence_is_shown_with_its_caret():
         (["doctor", "--shape", "4,8"], 2, "g=32"),
         (["doctor", "--dtype", "int8"], 2, "cannot normalize an array of type int8"),
         (["demo", "--norm", "bach"], 2, "'bach' is not one of"),
+        (["inspect", "none.keras"], 1, "no such file: none.keras"),
+        (["rescue", "none.h5", "-o", "new.keras"], 1, "no such file: none.h5"),
+        (["rescue", __file__, "-o", "/"], 1, "there is a folder of this name: /"),
+        (["rescue", __file__, "-o", "/no/such/folder/new.keras"], 1, "no such folder: /no/such/folder"),
+        (["rescue", __file__, "-o", "new.keras", "--report", "/"], 1, "there is a folder of this name: /"),
+        (["rescue", __file__, "-o", "new.keras", "--report", "./new.keras"], 2, "written over the model"),
     ],
 )
 def test_bad_input(words, status, message):

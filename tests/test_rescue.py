@@ -349,7 +349,18 @@ def test_the_command_writes_the_file_and_reports(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "Addons>GroupNormalization -> anynorm>GroupNormalization" in done.output
     assert json.loads(Path(report).read_text())["format"] == "HDF5"
-    for arguments in ([old, "-o", str(tmp_path / "new.h5")], [str(tmp_path), "-o", new]):
+    bad = [old, "-o", str(tmp_path / "new.h5")]
+    for arguments, message in ((bad, "must end in .keras"), ([str(tmp_path), "-o", new], "keras_metadata")):
         done = runner.invoke(app, ["rescue", *arguments])
         assert done.exit_code == 2
-        assert "Error" in done.output
+        assert message in done.output
+
+
+def test_a_file_is_not_written_over_itself(tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    shutil.copy(FOLDER / "group" / "model.keras", path)
+    (tmp_path / "folder").mkdir()
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="is the old file, which would be lost"):
+        rescue.convert(path, tmp_path / "folder" / ".." / "model.keras")
+    assert path.read_bytes() == before

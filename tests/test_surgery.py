@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -171,8 +172,11 @@ def test_inspect_says_what_it_cannot_read(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"a": 1}, tmp_path / "numbers.pt")
     torch.save(torch.nn.Linear(2, 3).state_dict(), tmp_path / "linear.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(model).save(tmp_path / "scripted.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "linear.pt").read_bytes()[:300])
-    (tmp_path / "text.pt").write_text("no model")
+    (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "empty.pt").write_text("")
     (tmp_path / "bad.keras").write_text("no model")
     (tmp_path / "bad.safetensors").write_text("no model")
@@ -181,8 +185,9 @@ def test_inspect_says_what_it_cannot_read(tmp_path):
         "list.pt": (2, "no dictionary of tensors"),
         "numbers.pt": (2, "no tensors in it"),
         "cut.pt": (2, "cut.pt"),
-        "text.pt": (2, "text.pt"),
-        "empty.pt": (2, "empty.pt"),
+        "text.pt": (2, "text.pt is no file that torch.save wrote of a state_dict, or is damaged"),
+        "empty.pt": (2, "or is damaged: it is empty"),
+        "scripted.pt": (2, "is a scripted model, which has code; save its state_dict() instead"),
         "bad.keras": (2, "neither an HDF5 file nor a zip archive"),
         "bad.safetensors": (2, "safetensors"),
         "none.pt": (1, "no such file"),

@@ -317,7 +317,8 @@ def test_swap_refuses_what_would_leave_nothing():
     assert "one channel" in reasons(S.swap(model, "batch", "layer")[1])["3"]
     # Without an input, (n, c) and (n, c, l) cannot be told apart.
     assert "give probe=" in reasons(S.swap(model, "batch", "instance", probe=False)[1])["1"]
-    assert S.swap(model, "batch", "group", groups=8, probe=False)[1].rows[0].note.endswith("over at least 8 elements")
+    note = S.swap(model, "batch", "group", groups=8, probe=False)[1].rows[0].note
+    assert "unknown here: of one alone, a statistic is over 8 elements" in note
     # Two elements without their mean, over their deviation, are 1 and -1.
     model, x = filled(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))), torch.randn(3, 4)
     for target in ("group", "layer"):
@@ -326,6 +327,25 @@ def test_swap_refuses_what_would_leave_nothing():
     assert "nothing but the sign" in receipt.refused[0].reason
     wide = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32)).eval()
     assert S.swap(wide, "batch", "group")[0][1].num_groups == 4
+
+
+def test_groups_of_an_unknown_number_of_positions_leave_something_of_one():
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.p, self.n = nn.Conv2d(3, 64, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(64)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.n(self.p(self.c(x)) + y)
+
+    for probe in (None, False):
+        new, receipt = S.swap(filled(Pooled()), "batch", "group", probe=probe)
+        assert new.n.num_groups == 8
+        assert receipt.rows[0].note.startswith("8 groups (asked: 32); how many positions there are is unknown here")
+    new, _ = S.swap(filled(Pooled()), "batch", "group", probe=(torch.randn(2, 3, 8, 8), 0.0))
+    assert new.n.num_groups == 8
+    _, receipt = S.swap(filled(nn.Sequential(nn.BatchNorm2d(2))), "batch", "group", probe=False)
+    assert "nothing but the sign" in reasons(receipt)["0"]
 
 
 def test_swap_within_a_transformer():

@@ -207,7 +207,7 @@ def test_what_a_forward_counts_or_keeps_is_as_it_was():
 
 
 OPERATIONS = {
-    "swap": lambda m: S.swap(m, "batch", "group", groups=2),
+    "swap": lambda m, **k: S.swap(m, "batch", "group", groups=2, **k),
     "fold": S.fold,
     "freeze": S.freeze,
     "reestimate": lambda m: S.reestimate(m, torch.randn(8, 3, 9, 9), progress=False),
@@ -423,12 +423,7 @@ def test_what_failed_in_place_leaves_the_very_objects(operation, reverted, monke
         monkeypatch.setattr(Whim, "kind", type(model.n))
     before, ids, y = state(model), objects(), model(x)
     with pytest.raises(ValueError, match=r"does not run: another norm.*as it was"):
-        if reverted:
-            S.revert(model, receipt, inplace=True)
-        elif operation is S.fold:
-            S.fold(model, inplace=True)
-        else:
-            S.swap(model, "batch", "group", groups=2, inplace=True)
+        S.revert(model, receipt, inplace=True) if reverted else operation(model, inplace=True)
     assert objects() == ids
     assert same(model, before)
     assert torch.equal(model(x), y)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ..files import replacing
+from ..files import check_place, replacing
 from .common import reported
 
 
@@ -21,22 +21,27 @@ def rescue(old: Path, output: Path, report: Path | None, unsafe: bool) -> None:
     OLD is a .h5, .hdf5 or .keras file or a SavedModel folder; TensorFlow Addons is not needed. The new file gives the
     same outputs on every backend, and opens where `import anynorm.keras` stands before `keras.saving.load_model`. The
     report names every layer, what it became and what was changed; if a layer cannot be taken over, nothing is written.
-    A file that has the new name is replaced.
+    A file that has the new name is replaced, but not OLD itself.
 
     \b
       anynorm rescue old.h5 -o new.keras
       anynorm rescue saved_model/ -o new.keras --report report.json
     """
     with reported():
+        # Before the work rather than behind it.
+        if not old.exists():
+            raise FileNotFoundError(2, "no such file", str(old))
+        for path in (output, report):
+            if path is not None:
+                check_place(path)
+        if report is not None and report.resolve() == output.resolve():
+            raise ValueError("the report would be written over the model: give it another name")
+
         from rich.console import Console
         from rich.progress import Progress
 
         from ..rescue import convert
 
-        # Before the work rather than behind it.
-        for path in (output, report):
-            if path is not None and not path.parent.is_dir():
-                raise FileNotFoundError(2, "no such folder", str(path.parent))
         console = Console()
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("reading weights", total=None)

@@ -97,7 +97,8 @@ def convert(
 
     Raises:
         RescueError: as `load`.
-        ValueError: an output that does not end in `.keras`.
+        ValueError: an output that does not end in `.keras`, or is the old file itself.
+        OSError: an output that cannot be written.
 
     >>> convert("missing.h5", "new.keras")
     Traceback (most recent call last):
@@ -106,6 +107,8 @@ def convert(
     output = Path(output)
     if output.suffix != ".keras":
         raise ValueError(f'"{output}" must end in .keras, the format of Keras 3')
+    if output.exists() and os.path.exists(path) and output.samefile(path):
+        raise ValueError(f"{output} is the old file, which would be lost; give the new one another name")
     # The folder is looked for first: reading may take long.
     with replacing(output) as temporary:
         model, report = load(path, report=True, unsafe=unsafe, progress=progress)

@@ -28,6 +28,7 @@ def swap(
         groups: how many groups group normalization is to have, 32 where nothing is said. Each norm takes the divisor
             of its channels that is nearest and leaves 8 elements to a statistic, one group where none does, and stays
             as it is where even that has only two, of which nothing but a sign would be left; the receipt says which.
+            In a torch model without a probe input there may be one position only, and 8 channels make a group.
         probe: an input of the model, to compare outputs on and to see how large the norms' inputs are: an array, a
             tuple of arguments, or a dictionary of named ones. None has one made from what the model says of its
             input, False has none.
@@ -45,8 +46,9 @@ def swap(
     What cannot be swapped is left and named in the receipt: subclasses of norms, norms inside layers of one's own,
     statistics that would be over one element or two, norms with hooks, torch norms that an attribute, a container or a
     function of a module holds besides, and such whose statistics would mix samples, since axis 0 of their input does
-    not have them: of torch models that is seen on the probe input, by changing one sample. Where layer or RMS normalization becomes group or instance normalization, statistics are over
-    all positions of a sample, later ones of a sequence too: a note says so.
+    not have them: of torch models that is seen on the probe input, by changing one sample. Where layer or RMS
+    normalization becomes group or instance normalization, statistics are over all positions of a sample, later ones of
+    a sequence too: a note says so.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 48, 3), torch.nn.BatchNorm2d(48))

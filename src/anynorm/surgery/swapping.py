@@ -70,12 +70,15 @@ def groups_for(channels: int, wanted: int, positions: int | None) -> int | None:
     return min(divisors, key=lambda n: (abs(n - wanted), n), default=alone)
 
 
-def swapped(norm: Norm, wish: Wish, positions: int | None, **fresh: Any) -> tuple[Norm, list[str]]:
+def swapped(
+    norm: Norm, wish: Wish, positions: int | None, *, alone: bool = False, **fresh: Any
+) -> tuple[Norm, list[str]]:
     """The norm in its new kind, and what there is to say about it.
 
     Args:
         norm: as a dialect has read it.
         positions: how many elements a channel has in one sample, the least of all inputs; None where unknown.
+        alone: whether an unknown number of them may be 1.
         **fresh: what a batch normalization without a past begins with: `keep` and `correction`.
 
     Raises:
@@ -101,7 +104,8 @@ def swapped(norm: Norm, wish: Wish, positions: int | None, **fresh: Any) -> tupl
     if target == "group":
         channels = norm.features if shape == norm.shape else shape[0]
         wanted = wish.groups or (norm.groups if norm.kind == "group" else None) or GROUPS
-        known["groups"] = _groups(channels, wanted, positions, norm.rank is None, notes)
+        # Where nothing says the rank, there may be one position.
+        known["groups"] = _groups(channels, wanted, positions, alone or norm.rank is None, notes)
     elif target == "instance":
         _enough(positions, "instance normalization has one statistic a channel and sample", notes)
     elif target in ("layer", "rms"):
@@ -118,21 +122,23 @@ def swapped(norm: Norm, wish: Wish, positions: int | None, **fresh: Any) -> tupl
     return replace(norm, kind=target, **known, **parameters), notes
 
 
-def _groups(channels: int, wanted: int, positions: int | None, any_rank: bool, notes: list[str]) -> int:
-    # Where nothing says the rank, there may be one position.
-    least = 1 if positions is None and any_rank else positions
+def _groups(channels: int, wanted: int, positions: int | None, alone: bool, notes: list[str]) -> int:
+    least = 1 if positions is None and alone else positions
     groups = groups_for(channels, wanted, least)
     if groups is None:
         raise Refused(
             f"{_channels(channels)} at one position, or at an unknown number of them, cannot be normalized in groups: "
-            f"{_left(channels)} would be left"
+            f"{_left(channels)} would be left{'; give probe=' * (positions is None)}"
         )
     count = None if least is None else channels // groups * least
     notes.append(f"{groups} group{'s' * (groups != 1)}" + (f" (asked: {wanted})" if groups != wanted else ""))
     if groups == channels > 1:
         notes.append("of one channel, an instance normalization")
-    if count is not None and count < FEW:
-        notes.append(f"each statistic is over {'at least ' * (positions is None)}{count} elements")
+    if positions is None:
+        doubt = f"how many positions there are is unknown here: of one alone, a statistic is over {channels // groups}"
+        notes.append(f"{doubt} elements" + "; a probe= that shows it may allow more groups" * (groups < wanted))
+    elif count is not None and count < FEW:
+        notes.append(f"each statistic is over {count} elements")
     return groups
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 
@@ -21,6 +20,7 @@ def read(path: Path) -> Mapping[str, Any]:
     """A dictionary that `torch.save` wrote.
 
     Raises:
+        OSError: it cannot be opened.
         ValueError: it is none, or has objects whose loading would run code.
     """
     try:
@@ -32,11 +32,23 @@ def read(path: Path) -> Mapping[str, Any]:
                 "save model.state_dict() instead"
             ) from refused
         raise ValueError(f"{path} cannot be read: {refused}") from refused
-    except (RuntimeError, EOFError, KeyError, ValueError, BadZipFile) as damaged:
-        raise ValueError(f"{path} is no model file, or is damaged: {first_line(damaged)}") from damaged
+    except OSError:
+        raise
+    except Exception as damaged:  # whatever torch raises of a file that it does not understand
+        if "TorchScript" in str(damaged):
+            raise ValueError(f"{path} is a scripted model, which has code; save its state_dict() instead") from damaged
+        why = _why(path, damaged)
+        raise ValueError(f"{path} is no file that torch.save wrote of a state_dict, or is damaged{why}") from damaged
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} has a {type(state).__name__}, and no dictionary of tensors")
     return state
+
+
+def _why(path: Path, damaged: Exception) -> str:
+    """More about a damaged file, where the error tells it; of most it tells where torch's reader stood."""
+    if not path.stat().st_size:
+        return ": it is empty"
+    return f": {first_line(damaged)}" if isinstance(damaged, RuntimeError) else ""
 
 
 def read_safetensors(path: Path) -> Mapping[str, Any]:

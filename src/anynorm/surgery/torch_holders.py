@@ -34,13 +34,13 @@ def held_elsewhere(model: nn.Module) -> dict[int, str]:
 
 
 def check_apart(model: nn.Module, copy: nn.Module) -> None:
-    """Raise where a copy of a model goes on with something of the model itself, as functions do, which are not copied."""
+    """Raise where a copy of a model goes on with parts of the model itself, as functions do, which are not copied."""
     own = {id(one) for one in _parts(model)}
     for _, place, held in _all_held(copy):
         if id(held) in own:
             raise ValueError(
-                f"the model cannot be copied: the function in {place} has enclosed a {type(held).__name__} of the model, "
-                "and in a copy too would go on with that; inplace=True changes the model itself"
+                f"the model cannot be copied: the function in {place} has enclosed a {type(held).__name__} of the "
+                "model, and in a copy too would go on with that; inplace=True changes the model itself"
             )
 
 

@@ -104,7 +104,7 @@ def _made(module: Any, kind: str, wish: Wish, shapes: list[tuple[int, ...]]) -> 
     try:
         norm = dialect.read(module, whole=False)
         norm = _with_rank(norm, wish.target, next(iter(ranks), None), describe(module))
-        norm, notes = swapped(norm, wish, _positions(norm, shapes), keep=0.9, correction=1)
+        norm, notes = swapped(norm, wish, _positions(norm, shapes), alone=True, keep=0.9, correction=1)
         new = dialect.write(norm)
     except (TypeError, ValueError) as wrong:
         raise Refused(str(wrong)) from wrong

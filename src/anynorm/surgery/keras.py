@@ -40,7 +40,7 @@ weight_decay = keras_training.weight_decay
 @contextmanager
 def whole(model: Any, inplace: bool, numbers: bool) -> Iterator[None]:
     """Let a model that is changed in place be as it was, in the same objects, where something fails."""
-    before = State(model) if inplace else None
+    before = State(model, numbers) if inplace else None
     try:
         yield
     except BaseException:

@@ -9,14 +9,19 @@ from .keras_graph import layers
 
 
 class State:
-    """The very objects that a model has: its attributes, its graph, its layers' flags and numbers."""
+    """The very objects that a model has: its attributes, its graph, its layers' flags and numbers.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        model: the model.
+        parameters: whether its parameters' numbers may change too, which then need memory once more.
+    """
+
+    def __init__(self, model: Any, parameters: bool) -> None:
         parts = [model, *(layer for _, layer, _ in layers(model))]
         self._model, self._attributes = model, dict(vars(model))
         self._contents = [(v, v.copy()) for v in self._attributes.values() if type(v) in (list, dict)]
         self._flags = [(layer, layer.trainable) for layer in parts]
-        self._numbers = [(w, copied(w)) for w in model.variables]
+        self._numbers = [(w, copied(w)) for w in (model.variables if parameters else model.non_trainable_variables)]
         # The nodes of the new graph come behind those of the old one.
         self._nodes = [(nodes, len(nodes)) for part in parts for nodes in (part._inbound_nodes, part._outbound_nodes)]
 

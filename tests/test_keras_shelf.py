@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any
 
@@ -243,7 +244,20 @@ def test_bad_arguments_are_refused(make: Any, shape: Any, words: str) -> None:
         make().build(shape)
     with pytest.raises(ValueError, match="leave reset_after out"):
         K.LayerNormGRUCell(4, reset_after=True)
-    assert K.LayerNormGRUCell(4, "relu").activation is keras.activations.relu
+
+
+@pytest.mark.parametrize("name", ["LSTMCell", "GRUCell"])
+def test_cells_take_keras_s_arguments_in_keras_s_order(name: str) -> None:
+    theirs, ours = (list(inspect.signature(c).parameters) for c in (getattr(L, name), getattr(K, f"LayerNorm{name}")))
+    # After these Addons, which has the LSTM cell alone, goes on with the norms' arguments.
+    theirs = (
+        theirs[: theirs.index("recurrent_dropout") + 1] if name == "LSTMCell" else theirs[: theirs.index("seed") + 1]
+    )
+    assert ours[: len(theirs)] == theirs
+    cell = getattr(K, f"LayerNorm{name}")(4, "relu", "tanh", False, "ones", "zeros")
+    assert (cell.activation, cell.use_bias) == (keras.activations.relu, False)
+    assert isinstance(cell.kernel_initializer, keras.initializers.Ones)
+    assert isinstance(cell.recurrent_initializer, keras.initializers.Zeros)
 
 
 @pytest.mark.parametrize("learned", [False, True])

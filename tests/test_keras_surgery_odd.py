@@ -9,13 +9,13 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-from test_keras_surgery import data, filled, functional, reasons, run, slow_on_jax, unchanged, weights  # noqa: E402
+from test_keras_surgery import data, filled, functional, reasons, run, unchanged, weights  # noqa: E402
 
 import anynorm.keras as K  # noqa: E402, N812
 import anynorm.surgery as S  # noqa: E402, N812
 
 L = keras.layers
-pytestmark = slow_on_jax
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 COPYING = {
     "freeze": S.freeze,
@@ -66,6 +66,10 @@ class Noisy(L.Layer):
 
     def call(self, x: Any) -> Any:
         return x + 0.01 * keras.random.uniform(keras.ops.shape(x))
+
+    def compute_output_spec(self, x: Any) -> Any:
+        # JAX traces nothing that is not seeded.
+        return keras.KerasTensor(x.shape, dtype=x.dtype)
 
 
 @pytest.mark.parametrize("last", [L.ReLU, Noisy])
@@ -214,6 +218,192 @@ def test_revert_refuses_another_model_and_changes_nothing(layers):
         assert unchanged(other, before)
         assert all(a is b for a, b in zip(other.layers, kept, strict=True))
         assert all(layer.trainable for layer in kept)
+
+
+@pytest.mark.parametrize("words", [{"activation": "relu"}, {"strides": 2}])
+def test_a_fold_is_not_reverted_into_a_layer_that_computes_something_else(words):
+    conv = {"filters": 4, "kernel_size": 3, "name": "front"}
+    model = filled(functional([L.Conv1D(**conv), L.BatchNormalization(name="norm")], (8, 3)))
+    _, receipt = S.fold(model)
+    other = functional([L.Conv1D(**conv, **words)], (8, 3))
+    with pytest.raises(ValueError, match=f"not of this model: front has {next(iter(words))}="):
+        S.revert(other, receipt)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("name", ["freeze", "swap", "fold", "reestimate"])
+def test_receipts_of_another_framework_are_refused(name, inplace):
+    torch = pytest.importorskip("torch")
+    made = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6)).eval()
+    data_of = {"reestimate": lambda m: S.reestimate(m, torch.randn(8, 4), progress=False)}
+    _, theirs = data_of.get(name, COPYING[name])(made)
+    model = filled(functional([L.Dense(6, name="front"), L.BatchNormalization(name="norm")], (4,)))
+    _, ours = COPYING[name](model)
+    before = weights(model)
+    for one, receipt in ((model, theirs), (made, ours)):
+        with pytest.raises(ValueError, match="receipt of another framework"):
+            S.revert(one, receipt, inplace=inplace)
+    assert unchanged(model, before)
+
+
+def closed_over(reading: str) -> tuple[Any, Any]:
+    """A model with a function that reads a layer by itself, beside the graph."""
+    dense, norm = L.Dense(3, name="dense"), L.BatchNormalization(name="norm", momentum=0.5)
+    read = {
+        "dense": lambda: dense.kernel[0],
+        "norm": lambda: norm.gamma,
+        "called": lambda: dense(keras.ops.ones((1, 4))),
+    }
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, L.Lambda(lambda x: x + read[reading](), name="tie")(norm(dense(inputs))))
+    return filled(model), dense
+
+
+@pytest.mark.parametrize("reading", ["dense", "norm", "called"])
+@every
+def test_a_copy_that_reads_the_given_model_is_refused(operation, reading):
+    model, _ = closed_over(reading)
+    before = weights(model)
+    with pytest.raises(ValueError, match=r"reads (dense/kernel|norm/gamma).* of the given one.*inplace=True"):
+        operation(model)
+    assert unchanged(model, before)
+    if operation in (COPYING["freeze"], COPYING["unfreeze"], COPYING["reestimate"]):
+        operation(model, inplace=True)
+
+
+def test_what_would_go_on_reading_a_layer_that_is_gone_is_refused_in_place_too():
+    model, dense = closed_over("norm")
+    model.compile("sgd", "mse")
+    optimizer, kept, nodes, x = model.optimizer, list(model.layers), len(dense._inbound_nodes), data(3, 4)
+    want = run(model, x)[0]
+    for operation in (COPYING["swap"], lambda m, **k: S.swap(m, "batch", "group", groups=1, **k)):
+        with pytest.raises(ValueError, match="still reads norm/gamma, of a layer that is no longer in it"):
+            operation(model, inplace=True)
+        assert all(a is b for a, b in zip(model.layers, kept, strict=True))
+        assert (model.optimizer, len(dense._inbound_nodes)) == (optimizer, nodes)
+        assert np.array_equal(run(model, x)[0], want)
+    model.fit(x, data(3, 3), verbose=0)
+    assert not np.array_equal(run(model, x)[0], want)
+
+
+@keras.saving.register_keras_serializable("test_keras_surgery_odd")
+class Handing(L.Layer):
+    """Its configuration has the layer itself, which a copy then shares."""
+
+    def __init__(self, inner: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def call(self, x: Any) -> Any:
+        return self.inner(x)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "inner": self.inner}
+
+
+def test_a_copy_that_shares_a_layer_with_the_given_model_is_refused_without_a_probe():
+    model = filled(functional([Handing(L.Dense(3)), L.BatchNormalization(name="norm")], (4,)))
+    with pytest.raises(ValueError, match=r"a copy of the model would share .*kernel"):
+        S.freeze(model, probe=False)
+
+
+def test_without_a_probe_the_receipt_says_whose_code_was_not_seen():
+    model, _ = closed_over("dense")
+    assert "which weights the code of tie reads" in S.freeze(model, probe=False)[1].probe
+    assert S.freeze(functional([L.Dense(3)], (4,)), probe=False)[1].probe == "not wanted"
+
+
+def test_a_probe_leaves_a_model_as_it_is():
+    model = functional([K.WeightNormalization(L.Dense(3)), L.BatchNormalization(name="norm"), L.Dropout(0.5)], (4,))
+    before = weights(model)
+    S.swap(model, "batch", "layer", probe=data(8, 4))
+    assert unchanged(model, before)
+
+
+@every
+def test_attributes_of_a_model_are_kept_or_named(operation):
+    model = filled(functional([L.Dense(3, name="dense"), L.BatchNormalization(name="norm")], (4,)))
+    model.made_with = {"rate": 0.1, "steps": [1, 2]}
+    model.first, model.all_norms, model.opener = model.get_layer("dense"), [model.get_layer("norm")], open
+    new, receipt = operation(model)
+    assert new.made_with == {"rate": 0.1, "steps": [1, 2]}
+    assert new.made_with is not model.made_with
+    assert new.first is new.get_layer("dense")
+    folded = operation is COPYING["fold"]
+    assert folded or new.all_norms[0] is new.get_layer("norm")
+    lost = f"{model.name}.all_norms, {model.name}.opener" if folded else f"{model.name}.opener"
+    assert f"attributes that the new model lacks: {lost}" in receipt.notes
+
+
+def test_attributes_speak_of_the_new_layers_in_place_too():
+    model = filled(functional([L.Dense(3, name="dense"), L.BatchNormalization(name="norm")], (4,)))
+    model.norm, model.parts, model.opener = model.get_layer("norm"), {"a": [model.get_layer("norm")]}, open
+    _, receipt = S.swap(model, "batch", "layer", inplace=True)
+    assert model.norm is model.parts["a"][0] is model.get_layer("norm")
+    assert (len(model.weights), receipt.notes, model.opener) == (4, [], open)
+
+
+@keras.saving.register_keras_serializable("test_keras_surgery_odd")
+class Described(keras.Model):
+    """A functional model of one's own class, which Keras makes anew from its configuration."""
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("operation", [S.freeze, COPYING["swap"], COPYING["reestimate"]])
+def test_a_functional_model_of_one_s_own_class_within_a_model(operation, share):
+    inputs = keras.Input((4,))
+    inside = inputs if share else keras.Input((4,))
+    inner = Described(inside, L.Dense(3)(inside), name="inner")
+    inner.note, inner.scales = "mine", [1.0, 2.0]
+    model = filled(keras.Model(inputs, L.BatchNormalization(name="norm")(inner(inputs))))
+    new, receipt = operation(model)
+    made = new.get_layer("inner")
+    assert (type(made), made.note, list(made.scales)) == (Described, "mine", [1.0, 2.0])
+    assert made is not inner
+    assert len(receipt.rows) == 1
+
+
+def looked_up(kind: str) -> tuple[Any, Any]:
+    words = np.array(["a", "b", "c d"])
+    layer, values = {
+        "words": (L.StringLookup(), words), "numbers": (L.IntegerLookup(), np.array([5, 7, 9])),
+        "text": (L.TextVectorization(output_sequence_length=3), words),
+        "weighted": (L.StringLookup(output_mode="tf_idf"), words),
+        "set later": (L.StringLookup(vocabulary=["x"]), None),
+        "line breaks": (L.StringLookup(), np.array(["a\nb", "c"])),
+    }[kind]  # fmt: skip
+    if values is None:
+        layer.set_vocabulary(["a", "b"])
+    else:
+        layer.adapt(values)
+    x = keras.ops.convert_to_tensor(np.array([["a"], ["b"], ["z"]] if kind != "numbers" else [[5], [9], [3]]))
+    inputs = keras.Input((1,), dtype=keras.backend.standardize_dtype(x.dtype))
+    y = layer(inputs)
+    y = L.Flatten()(y if kind == "weighted" else L.Embedding(9, 4)(y))
+    return filled(keras.Model(inputs, L.BatchNormalization(name="norm")(L.Dense(3)(y)))), x
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="other backends have no tensors of strings")
+@pytest.mark.parametrize("kind", ["words", "numbers", "text", "weighted", "set later", "line breaks"])
+def test_vocabularies_are_copied(kind):
+    model, x = looked_up(kind)
+    for operation in (S.freeze, S.fold, COPYING["swap"], lambda m, **k: S.reestimate(m, [x], progress=False, **k)):
+        for probe in (None, x, False):
+            new, receipt = operation(model, probe=probe)
+            assert len(receipt.rows) == 1
+            assert (receipt.difference is None) == (probe is False)
+            assert new.layers[1].get_vocabulary() == model.layers[1].get_vocabulary()
+    assert np.array_equal(run(S.freeze(model)[0], x)[0], run(model, x)[0])
+
+
+def test_a_lone_layer_is_told_so():
+    norm = L.BatchNormalization()
+    norm.build((None, 4))
+    for operation in (S.fold, COPYING["swap"]):
+        with pytest.raises(ValueError, match=r"a lone layer, BatchNormalization, .*Put it into one"):
+            operation(norm)
+    with pytest.raises(ValueError, match=r"a lone layer.*inplace=True"):
+        S.freeze(norm)
 
 
 def test_a_fold_is_reverted_once():

@@ -243,13 +243,47 @@ def test_data_set_the_outputs_to_mean_0_and_variance_1(name: str) -> None:
     assert np.abs(again).max() > 5, "only the first batch counts"
 
 
-def test_a_first_batch_of_one_value_an_output_warns() -> None:
-    with pytest.warns(UserWarning, match="initialized by a batch with one value for each output"):
-        K.WeightNormalization(L.Dense(4))(normal((1, 5)))
+@pytest.mark.parametrize("x", [normal((1, 5)), np.repeat(normal((1, 5)) * 100, 7, 0), np.zeros((3, 5), "float32")])
+def test_a_first_batch_without_variance_waits_for_the_next(x: Any) -> None:
+    layer, other = K.WeightNormalization(L.Dense(4)), normal((64, 5))
+    layer.build(x.shape)
+    before = [numpy(w) for w in layer.weights]
+    with pytest.warns(UserWarning, match="4 of 4 outputs have the same value everywhere.*by a later batch"):
+        layer(x)
+    assert all(np.array_equal(numpy(w), b) for w, b in zip(layer.weights, before, strict=True))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
+        y = numpy(layer(other * 1e-6))
+    assert np.abs(y.std(0) - 1).max() < 1e-3, "however small the input is"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
         K.WeightNormalization(L.Dense(4))(normal((2, 5)))
         K.WeightNormalization(L.Conv1D(4, 2))(normal((1, 5, 3)))
+
+
+def test_an_output_without_variance_stays_as_it_is() -> None:
+    x = normal((8, 6, 6, 3))
+    x[..., 1] = 0.25
+    layer = K.WeightNormalization(L.DepthwiseConv2D(3, bias_initializer="ones"))
+    layer.build(x.shape)
+    g = numpy(layer.g)
+    with pytest.warns(UserWarning, match="1 of 3 outputs"):
+        y = numpy(layer(x))
+    assert numpy(layer.g).ravel()[1] == g.ravel()[1]
+    assert numpy(layer.layer.bias)[1] == 1
+    assert np.abs(y[..., [0, 2]].std((0, 1, 2)) - 1).max() < 1e-3
+
+
+def test_a_first_batch_of_fit_without_variance_waits_too() -> None:
+    if keras.backend.backend() == "jax":
+        pytest.skip("JAX is to be initialized before fit")
+    model = keras.Sequential([keras.Input((5,)), K.WeightNormalization(L.Dense(4))])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    before = [numpy(w) for w in model.weights]
+    model.fit(np.ones((8, 5), "float32"), normal((8, 4)), verbose=0)
+    assert all(np.array_equal(numpy(w), b) for w, b in zip(model.weights, before, strict=True))
+    model.fit(normal((8, 5)), normal((8, 4)), verbose=0)
+    assert bool(numpy(model.layers[0].initialized))
 
 
 def test_the_first_batch_of_fit_initializes_too() -> None:

@@ -172,10 +172,11 @@ class LayerNormGRUCell(Norms, keras.layers.GRUCell):
     Args:
         units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer, bias_initializer,
             kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint, recurrent_constraint,
-            bias_constraint, dropout, recurrent_dropout: as for `keras.layers.GRUCell`.
+            bias_constraint, dropout, recurrent_dropout, seed: as for `keras.layers.GRUCell`, in its order.
+        reset_after: there for that order; the reset gate is always applied after the product, as in the paper, but
+            with one bias, so that True, which gives Keras's cell two, is an error.
         norm_gamma_initializer, norm_beta_initializer, norm_epsilon: of the four norms.
-        **kwargs: of `keras.layers.GRUCell`, such as `name`, `seed` and `dtype`, but for `reset_after`: the reset gate
-            is always applied after the product, as in the paper.
+        **kwargs: of `keras.layers.GRUCell`, such as `name` and `dtype`.
 
     Call arguments and result: those of `keras.layers.GRUCell`.
 
@@ -192,14 +193,45 @@ class LayerNormGRUCell(Norms, keras.layers.GRUCell):
         activation: Any = "tanh",
         recurrent_activation: Any = "sigmoid",
         use_bias: bool = True,
-        *,
+        kernel_initializer: Any = "glorot_uniform",
+        recurrent_initializer: Any = "orthogonal",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        recurrent_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        recurrent_constraint: Any = None,
+        bias_constraint: Any = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        reset_after: bool = False,
+        seed: int | None = None,
         norm_gamma_initializer: Any = "ones",
         norm_beta_initializer: Any = "zeros",
         norm_epsilon: float = 1e-3,
         **kwargs: Any,
     ) -> None:
-        super().__init__(units, activation, recurrent_activation, use_bias, **{**kwargs, "reset_after": False})
-        if kwargs.get("reset_after", False):
+        super().__init__(
+            units,
+            activation=activation,
+            recurrent_activation=recurrent_activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            recurrent_initializer=recurrent_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            recurrent_regularizer=recurrent_regularizer,
+            bias_regularizer=bias_regularizer,
+            kernel_constraint=kernel_constraint,
+            recurrent_constraint=recurrent_constraint,
+            bias_constraint=bias_constraint,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            reset_after=False,
+            seed=seed,
+            **kwargs,
+        )
+        if reset_after:
             raise ValueError(f"{type(self).__name__} has one bias: leave reset_after out, it is applied after anyway")
         self.set_norms(norm_gamma_initializer, norm_beta_initializer, norm_epsilon)
         self.kernel_norm = self.norm("kernel_norm")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import keras
@@ -13,6 +12,7 @@ from .. import ops
 from ..catalogue import batch
 from ..plan import Shape
 from .base import Tensor
+from .first_batch import by_data, warn_of_constant
 from .kernels import Kernel, call_with, channel_axis, initial, kernels_of, value_of
 
 FIRST_ITERATIONS = 15
@@ -66,9 +66,10 @@ class WeightNormalization(KernelWrapper):
     Args:
         layer: a dense, convolutional, recurrent or embedding layer.
         data_init: whether the first batch, of training or of an eager call, sets g and bias so that the outputs for
-            it, before the activation, have mean 0 and variance 1 (the paper's initialization); a batch with one value
-            for each output warns. Recurrent layers are left as they are, as the paper advises, and so is EinsumDense. A
-            weight `initialized` remembers it.
+            it, before the activation, have mean 0 and variance 1 (the paper's initialization). An output with the same
+            value all over the batch has no variance: its g and bias stay as they are, with a warning in an eager call,
+            and where no output varies the next batch is the first one. Recurrent layers are left as they are, as the
+            paper advises, and so is EinsumDense. A weight `initialized` remembers it.
         **kwargs: of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Returns:
@@ -137,13 +138,18 @@ class WeightNormalization(KernelWrapper):
                 self._initialize_compiled(inputs)
             return
         if not done:
-            self._keep(self._by_data(inputs))
-        self._seen = True
+            *values, varied = self._by_data(inputs)
+            self._keep(*values, varied)
+            there = keras.ops.convert_to_numpy(varied)
+            warn_of_constant(self.name, there)
+            # What is assigned in a stateless scope is lost.
+            done = bool(there.any()) and not in_stateless_scope()
+        self._seen = self._seen or done
 
     def _initialize_compiled(self, inputs: Tensor) -> None:
         if not in_stateless_scope():
-            now = tuple(value_of(variable) for variable in self._set_by_data())
-            self._keep(keras.ops.cond(value_of(self.initialized), lambda: now, lambda: self._by_data(inputs)))
+            now = (*map(value_of, self._set_by_data()), keras.ops.ones_like(value_of(self.g), dtype="bool"))
+            self._keep(*keras.ops.cond(value_of(self.initialized), lambda: now, lambda: self._by_data(inputs)))
         elif not self._seen:
             raise ValueError(
                 f"{self.name} is initialized by its first batch, and what this compiled training assigns to g and bias "
@@ -155,14 +161,13 @@ class WeightNormalization(KernelWrapper):
         bias = getattr(self.layer, "bias", None)
         return [self.g] if bias is None else [self.g, bias]
 
-    def _keep(self, values: tuple[Tensor, ...]) -> None:
+    def _keep(self, *made: Tensor) -> None:
+        *values, varied = made
         for variable, value in zip(self._set_by_data(), values, strict=True):
             variable.assign(value)
-        self.initialized.assign(True)
+        self.initialized.assign(keras.ops.any(varied))
 
     def _by_data(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """The paper's t = v x / ||v||, of which g becomes 1 / std(t) and the bias -mean(t) / std(t)."""
-        variables = self._set_by_data()
         *before, (kernel, _) = self.effective()
         replaced = [*before, (kernel, kernel.normalized(kernel.value, keras.ops.ones_like(value_of(self.g))))]
         activation = getattr(self.layer, "activation", None)
@@ -174,21 +179,7 @@ class WeightNormalization(KernelWrapper):
             if activation is not None:
                 self.layer.activation = activation
         t = keras.ops.moveaxis(keras.ops.cast(t, self.g.dtype), channel_axis(self.layer), -1)
-        if math.prod(n or 0 for n in t.shape[:-1]) == 1:
-            words = (
-                f"{self.name} is initialized by a batch with one value for each output, so that g becomes 1e5: call "
-            )
-            warnings.warn(words + "the layer on a larger batch first, or make it with data_init=False", stacklevel=2)
-        mean, variance = keras.ops.moments(t, tuple(range(len(t.shape) - 1)))
-        std = keras.ops.sqrt(variance + 1e-10)
-        if len(variables) > 1:
-            # The bias that the layer has already is in t.
-            mean = mean - keras.ops.reshape(keras.ops.cast(value_of(variables[1]), mean.dtype), mean.shape)
-        values = (1.0 / std, -mean / std)[: len(variables)]
-        return tuple(
-            keras.ops.cast(keras.ops.reshape(value, variable.shape), variable.dtype)
-            for variable, value in zip(variables, values, strict=True)
-        )
+        return by_data(self.name, t, *map(value_of, self._set_by_data()))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "data_init": self.data_init}

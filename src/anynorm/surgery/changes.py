@@ -22,7 +22,8 @@ def swap(
 
     Args:
         model: of torch; or of Keras, built, Sequential or functional and of Keras's own class, with shared layers and
-            models within it. A loss of one's own leaves the new model not compiled; the receipt says so.
+            models within it. A loss of one's own leaves the new model not compiled; attributes that are no plain
+            values, nor layers of it, do not come along; the receipt says so.
         source: the kind of the norms: "batch", "group", "instance", "layer", "rms" or "any".
         target: what they become: any of these but "any". A norm of that kind already becomes anynorm's, the same.
         groups: how many groups group normalization is to have, 32 where nothing is said. Each norm takes the divisor
@@ -32,7 +33,8 @@ def swap(
         probe: an input of the model, to compare outputs on and to see how large the norms' inputs are: an array, a
             tuple of arguments, or a dictionary of named ones. None has one made from what the model says of its
             input, False has none.
-        inplace: change the model itself; a Keras model within the model is built anew.
+        inplace: change the model itself; a Keras model within the model is built anew, and symbolic tensors of the old
+            graph, such as `layer.output` gives them, stay those of the old one.
 
     Returns:
         The model and the receipt. Without `inplace` it is a new one, and the given one stays as it is.
@@ -40,8 +42,9 @@ def swap(
     Raises:
         TypeError: no model of Keras or torch.
         ValueError: kinds that there are not; a model of Keras that cannot be rebuilt, since it is of a class of its own
-            or, without `inplace`, has layers that another layer holds too; one that does not run with its new norms, or
-            does not call them. It then is as it was.
+            or, without `inplace`, has layers that another layer holds too or whose weights a function reads by itself,
+            as is seen on the probe input; one that does not run with its new norms, or does not call them. It then is
+            as it was.
 
     What cannot be swapped is left and named in the receipt: subclasses of norms, norms inside layers of one's own,
     statistics that would be over one element or two, norms with hooks, torch norms that an attribute, a container or a

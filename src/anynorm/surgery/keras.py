@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ml_dtypes import finfo
@@ -10,10 +11,11 @@ from ml_dtypes import finfo
 from . import keras_fold, keras_swap, keras_training
 from .data import Advance
 from .keras_facts import facts
-from .keras_graph import is_graph, layers
+from .keras_graph import is_graph, layers, why_no_graph
 from .keras_norms import numbers
 from .keras_probe import Probe
 from .keras_rebuild import rebuilt
+from .keras_state import State
 from .proving import check_copy
 from .receipt import Receipt
 from .swapping import Wish
@@ -35,9 +37,16 @@ __all__ = [
 weight_decay = keras_training.weight_decay
 
 
-def whole(model: Any, inplace: bool, numbers: bool) -> AbstractContextManager[None]:
-    """Nothing to give back here: the layers of a graph change only once the new graph is made."""
-    return nullcontext()
+@contextmanager
+def whole(model: Any, inplace: bool, numbers: bool) -> Iterator[None]:
+    """Let a model that is changed in place be as it was, in the same objects, where something fails."""
+    before = State(model, numbers) if inplace else None
+    try:
+        yield
+    except BaseException:
+        if before is not None:
+            before.restore()
+        raise
 
 
 def swap(model: Any, wish: Wish, probe: Probe, receipt: Receipt, inplace: bool) -> Any:
@@ -53,7 +62,7 @@ def fold(model: Any, probe: Probe, receipt: Receipt, inplace: bool) -> Any:
 
 
 def freeze(model: Any, kind: str, frozen: bool, receipt: Receipt, inplace: bool) -> Any:
-    made = _own(model, inplace)
+    made = _own(model, inplace, receipt.notes)
     keras_training.freeze(made, kind, frozen, receipt)
     if inplace and receipt.rows and _is_compiled(made):
         receipt.notes.append("compile the model again, or its optimizer goes on with the flags as they were")
@@ -63,7 +72,7 @@ def freeze(model: Any, kind: str, frozen: bool, receipt: Receipt, inplace: bool)
 def reestimate(
     model: Any, batches: Any, advance: Advance, probe: Probe, receipt: Receipt, inplace: bool
 ) -> tuple[Any, int | None]:
-    made = _own(model, inplace)
+    made = _own(model, inplace, receipt.notes)
     if not inplace:
         check_copy(made, probe, coarsest(model))
     done = keras_training.reestimate(made, batches, advance, receipt)
@@ -71,10 +80,17 @@ def reestimate(
 
 
 def revert(model: Any, receipt: Receipt, inplace: bool) -> tuple[Any, Receipt]:
-    assert receipt.undo is not None
+    undo = receipt.undo
+    assert undo is not None
+    if not getattr(undo, "func", undo).__module__.startswith(__name__):
+        raise ValueError("the receipt is not of this model: this one is of Keras, and the receipt of another framework")
     # What rebuilds a graph makes a new model by itself; the others change the flags and numbers of theirs.
-    changes_layers = receipt.operation.startswith(("swap", "fold"))
-    return receipt.undo(model if changes_layers else _own(model, inplace), inplace)
+    if receipt.operation.startswith(("swap", "fold")):
+        return undo(model, inplace)
+    lost: list[str] = []
+    made, back = undo(_own(model, inplace, lost), inplace)
+    back.notes += lost
+    return made, back
 
 
 def coarsest(model: Any) -> float:
@@ -83,13 +99,11 @@ def coarsest(model: Any) -> float:
     return max((float(finfo(t).eps) for t in types if "float" in t), default=0.0)
 
 
-def _own(model: Any, inplace: bool) -> Any:
+def _own(model: Any, inplace: bool, notes: list[str]) -> Any:
+    """The model itself, or a copy of it."""
     if not inplace and not is_graph(model):
-        raise ValueError(
-            f"{model.name} is a model of a class of its own, {type(model).__name__}, or has weights of its own, and "
-            "cannot be copied layer by layer; inplace=True changes it itself"
-        )
-    return model if inplace else rebuilt(model, {})
+        raise ValueError(f"{why_no_graph(model)}, and cannot be copied layer by layer; inplace=True changes it itself")
+    return model if inplace else rebuilt(model, {}, notes=notes)
 
 
 def _is_compiled(model: Any) -> bool:

@@ -42,14 +42,14 @@ def fold(model: Any, receipt: Receipt, inplace: bool) -> Any:
             continue
         front_name = graph.names[id(front)]
         shapes = [tuple(w.shape) for w in made.weights]
-        kept[name] = (Saved.of(norm), front_name, Saved.of(front), describe(front), shapes)
+        kept[name] = (Saved.of(norm), front_name, Saved.of(front), describe(front), shapes, _computing(made.layer()))
         replaced |= {id(norm): None, id(front): made}
         before = numbers(front) + numbers(norm)
         after = sum(w.size for w in made.weights)
         became, note = f"in {front_name} ({describe(front)})", _note(front)
         receipt.rows.append(Row(name, describe(norm), became, before, after, note))
     receipt.undo = partial(_undo, kept)
-    return rebuilt(model, replaced, inplace=inplace)
+    return rebuilt(model, replaced, inplace=inplace, notes=receipt.notes)
 
 
 class _Graph:
@@ -127,18 +127,30 @@ def _folded(norm: Any, front: Any) -> Saved:
     return Saved(type(front), {**front.get_config(), "use_bias": True}, [*weights, made.bias])
 
 
+def _computing(layer: Any) -> dict[str, Any]:
+    """What of a layer's configuration says what it computes, and not how it is trained."""
+    training = ("name", "trainable", "_initializer", "_regularizer", "_constraint")
+    return {word: value for word, value in layer.get_config().items() if not word.endswith(training)}
+
+
 def _undo(kept: dict[str, Any], model: Any, inplace: bool) -> tuple[Any, Receipt]:
     """The norms back behind the layers that they were folded into, and those as they were."""
     receipt, found = Receipt("revert: fold"), named(model)
     replaced: dict[int, Saved | None] = {}
     after = {}
-    for name, (_, front_name, _, was, shapes) in kept.items():
+    for name, (_, front_name, _, was, shapes, computing) in kept.items():
         check_same(front_name, found[front_name], was, shapes)
+        now = _computing(found[front_name])
+        if other := [word for word in computing if now.get(word) != computing[word]]:
+            raise ValueError(
+                f"the receipt is not of this model: {front_name} has {other[0]}={now.get(other[0])!r}, and not "
+                f"{computing[other[0]]!r}"
+            )
         if found.get(name, model) is not model:
             raise ValueError(f"the receipt is not of this model: it has a layer called {name} already")
-    for name, (norm, front_name, front, _, _) in kept.items():
+    for name, (norm, front_name, front, *_) in kept.items():
         layer = found[front_name]
         replaced[id(layer)], after[id(layer)] = front, norm
         number = sum(w.size for w in norm.weights)
         receipt.rows.append(Row(name, "(folded)", norm.kind.__name__, 0, number, f"{front_name} as it was"))
-    return rebuilt(model, replaced, after, inplace), receipt
+    return rebuilt(model, replaced, after, inplace, receipt.notes), receipt

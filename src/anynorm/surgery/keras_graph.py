@@ -46,12 +46,26 @@ def is_graph(model: Any) -> bool:
     return known and not (model._trainable_variables or model._non_trainable_variables)
 
 
+def why_no_graph(model: Any) -> str:
+    """What a model is that is no graph."""
+    if not isinstance(model, keras.Model):
+        return f"{model.name} is a lone layer, {type(model).__name__}, and not a model"
+    if isinstance(model, keras.Sequential | keras.Function) and type(model).__module__.startswith("keras."):
+        return f"{model.name} has weights of its own besides those of its layers"
+    return f"{model.name} is a model of a class of its own, {type(model).__name__}"
+
+
 def check_graph(model: Any) -> None:
     """Raise unless the model can be made anew."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"{why_no_graph(model)}: there is no graph in which another layer could take its place. Put it into one, "
+            "keras.Sequential([keras.Input(shape), layer]), or make the layer that you want by itself"
+        )
     if not is_graph(model):
         raise ValueError(
-            f"{model.name} is a model of a class of its own, {type(model).__name__}, or has weights of its own, and "
-            "only its code says how it is made: it cannot be built anew. Sequential and functional models can"
+            f"{why_no_graph(model)}, and only its code says how it is made: it cannot be built anew. Sequential and "
+            "functional models can"
         )
     if isinstance(model, keras.Sequential) and model._functional is None:
         raise ValueError(f"{model.name} has no graph yet: build it, or give it an Input first")
@@ -64,6 +78,9 @@ def held_twice(model: Any) -> dict[int, list[str]]:
     """
     places: dict[int, dict[str, None]] = {}
     for _, layer, hidden in layers(model):
+        # An input is nothing but a shape: two of them are as good as one.
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
         places.setdefault(id(layer), {})[hidden or ""] = None
     return {key: [place or "the graph" for place in found] for key, found in places.items() if len(found) > 1}
 

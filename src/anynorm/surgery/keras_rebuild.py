@@ -11,7 +11,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from .keras_copy import attributes, exchange, held, take_over
 from .keras_graph import Saved, check_copy, check_graph, inputs_of, is_graph, layers
+from .receipt import first_line
 
 
 class _Through:
@@ -25,6 +27,9 @@ class Rebuild:
         replaced: what comes in the place of a layer, by the layer's id; None leaves it out.
         after: what is called on the output of a layer.
         reuse: whether the other layers are the same objects in the new graph, or copies.
+
+    Attributes:
+        lost: attributes of models that could not be taken over.
     """
 
     def __init__(
@@ -35,16 +40,25 @@ class Rebuild:
         self._copies: list[tuple[Any, Any]] = []
         self._filled: list[tuple[Any, Saved]] = []
         self._followers: dict[int, Any] = {}
+        self.lost: list[str] = []
 
     def of(self, model: Any) -> Any:
         """The new model, with the old one's weights, flags and names."""
         new = self._model(model)
-        for old, copy in [] if self._reuse else [(model, new), *self._copies]:
-            _take_over(old, copy)
+        copies = [(model, new), *self._copies]
+        for old, copy in [] if self._reuse else copies:
+            take_over(old, copy)
+        for old, copy in copies[self._reuse :]:
+            if isinstance(old, keras.Model):
+                self.lost += attributes(old, copy, self.there())
         for layer, saved in self._filled:
             layer.set_weights([np.array(w) for w in saved.weights])
             layer.trainable = saved.config.get("trainable", True)
         return new
+
+    def there(self) -> dict[int, Any]:
+        """The layers of the new model by the ids of those that they stand for."""
+        return {key: layer for key, layer in self._made.items() if not isinstance(layer, _Through)}
 
     def _model(self, model: Any) -> Any:
         if isinstance(model, keras.Sequential):
@@ -90,7 +104,10 @@ class Rebuild:
         try:
             new = _again(layer)
         except Exception as failed:  # whatever a layer of one's own raises
-            raise ValueError(f"the layer {layer.name} cannot be made anew from its configuration: {failed}") from failed
+            raise ValueError(
+                f"the layer {layer.name} cannot be made anew from its configuration, and inplace=True changes the "
+                f"model itself: {first_line(failed)}"
+            ) from failed
         if isinstance(layer, keras.Layer):
             self._copies.append((layer, new))
         return new
@@ -128,35 +145,6 @@ def _input_like(tensor: Any) -> Any:
     return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=layer.name, sparse=tensor.sparse, optional=optional)
 
 
-def _take_over(old: Any, new: Any) -> None:
-    """Flags and values of a layer, of what is in it too; the layers of a model have theirs by themselves, later."""
-    if is_graph(old):
-        # Of a model True would reach all that is in it, frozen or not.
-        if not old.trainable:
-            new.trainable = False
-        return
-    if len(old.variables) != len(new.variables):
-        raise ValueError(
-            f"the layer {old.name} has {len(old.variables)} weights, and made anew from its configuration "
-            f"{len(new.variables)}; inplace=True changes the model itself"
-        )
-    for one, other in zip(old.variables, new.variables, strict=True):
-        other.assign(_copied(one))
-    for one, other in zip(old._flatten_layers(), new._flatten_layers(), strict=True):
-        other.trainable = one.trainable
-        if hasattr(one, "finalize_state") and one.built:
-            # What a layer works out from its weights, such as the mean and variance that Normalization takes, it does
-            # where it reads them.
-            store: dict[str, Any] = {}
-            one.save_own_variables(store)
-            other.load_own_variables({key: _copied(values) for key, values in store.items()})
-
-
-def _copied(values: Any) -> np.ndarray:
-    """An array of its own: JAX's would be shared, and training one model deletes what it has used up."""
-    return np.array(keras.ops.convert_to_numpy(values))
-
-
 @contextmanager
 def _not_compiled(model: Any) -> Iterator[None]:
     """Keep Keras from compiling a clone, where it raises if it does not know the loss."""
@@ -184,17 +172,30 @@ def _compile(model: Any, config: dict[str, Any] | None) -> None:
 
 
 def rebuilt(
-    model: Any, replaced: dict[int, Saved | None], after: dict[int, Saved] | None = None, inplace: bool = False
+    model: Any,
+    replaced: dict[int, Saved | None],
+    after: dict[int, Saved] | None = None,
+    inplace: bool = False,
+    notes: list[str] | None = None,
 ) -> Any:
-    """The model with other layers in it: a new one, or the given one with its graph made anew."""
+    """The model with other layers in it: a new one, or the given one with its graph made anew.
+
+    Args:
+        replaced, after: as for `Rebuild`.
+        notes: is told which attributes the new model lacks.
+    """
     check_graph(model)
     if not inplace:
         check_copy(model)
-    new = Rebuild(replaced, after, reuse=inplace).of(model)
+    rebuild = Rebuild(replaced, after, reuse=inplace)
+    new = rebuild.of(model)
+    if notes is not None and rebuild.lost:
+        notes.append(f"attributes that the new model lacks: {', '.join(rebuild.lost)}")
     if not inplace:
+        _check_apart(model, new)
         return new
     flags = [(layer, layer.trainable) for _, layer, _ in layers(new)]
-    trainable, config = model.trainable, compiling_of(model)
+    trainable, config, before = model.trainable, compiling_of(model), held(model)
     # Without it the model would go on counting the layers that it had.
     object.__delattr__(model, "_tracker")
     if isinstance(model, keras.Sequential):
@@ -205,5 +206,16 @@ def rebuilt(
         model.trainable = False
         for layer, flag in flags:
             layer.trainable = flag
+    exchange(model, before, new, rebuild.there())
     _compile(model, config)
     return model
+
+
+def _check_apart(model: Any, new: Any) -> None:
+    """Raise where a copy has weights of the model that it is a copy of."""
+    given = {id(w) for w in model.variables}
+    if shared := [w.path for w in new.variables if id(w) in given]:
+        raise ValueError(
+            f"a copy of the model would share {', '.join(shared)} with it: the configuration of a layer hands on the "
+            "layer or weight itself; inplace=True changes the model itself"
+        )

@@ -37,7 +37,7 @@ def swap(model: Any, wish: Wish, shapes: Shapes, receipt: Receipt, inplace: bool
         after = sum(map(math.prod, shapes_now))
         receipt.rows.append(Row(name, describe(layer), became, numbers(layer), after, note))
     receipt.undo = partial(_undo, kept)
-    return rebuilt(model, replaced, inplace=inplace)
+    return rebuilt(model, replaced, inplace=inplace, notes=receipt.notes)
 
 
 def _made(layer: Any, kind: str, wish: Wish, shapes: list[tuple[int | None, ...]]) -> tuple[Saved, str]:
@@ -84,4 +84,5 @@ def _undo(kept: dict[str, Any], model: Any, inplace: bool) -> tuple[Any, Receipt
     for name, (saved, _, _) in kept.items():
         before = sum(math.prod(w.shape) for w in saved.weights)
         receipt.rows.append(Row(name, describe(found[name]), saved.kind.__name__, numbers(found[name]), before))
-    return rebuilt(model, {id(found[name]): saved for name, (saved, _, _) in kept.items()}, inplace=inplace), receipt
+    replaced: dict[int, Saved | None] = {id(found[name]): saved for name, (saved, _, _) in kept.items()}
+    return rebuilt(model, replaced, inplace=inplace, notes=receipt.notes), receipt

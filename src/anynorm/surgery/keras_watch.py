@@ -1,4 +1,4 @@
-"""Seeing what enters the layers of a Keras model, which has no hooks: for a while they are of a class that tells."""
+"""Seeing what enters the layers of a Keras model and which weights it reads, though Keras has no hooks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import keras
+
 # Is told the layer, its input and the mask that came with it.
 Look = Callable[[Any, Any, Any], None]
 
 
+class Reads(keras.StatelessScope):
+    """Within it nothing is assigned to any variable, and which ones are read is kept by their ids in `seen`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def get_current_value(self, variable: Any) -> Any:
+        self.seen.add(id(variable))
+        return super().get_current_value(variable)
+
+
 @contextmanager
 def watched(layers: list[Any], look: Look, **settings: Any) -> Iterator[None]:
-    """Within the block, each call of one of the layers tells `look`, and has these settings of the call besides."""
+    """Within the block, each call of one of the layers tells `look`, and has these settings of the call besides.
+
+    For that they are of a class that tells.
+    """
     classes = [type(layer) for layer in layers]
     try:
         for layer in layers:

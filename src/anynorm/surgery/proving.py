@@ -14,6 +14,10 @@ _SAME, _REPEATED = 1e-3, 1e-5
 _FAR = 10
 
 
+class Entangled(ValueError):  # noqa: N818 - what the model is, and no mistake of a program
+    """A model made anew reads weights of the one that it was made from."""
+
+
 def finished(side: Any, changed: Any, measured: Any, receipt: Receipt) -> Receipt:
     """The receipt with what is measured afterwards."""
     receipt.after, receipt.probe = side.numbers(changed), measured.words
@@ -64,6 +68,8 @@ def proved(
     try:
         finished(side, changed, measured, receipt)
         wrong = coarsest is not None and differs(receipt, coarsest, measured.repeated)
+    except Entangled:
+        raise
     except Exception as failed:  # whatever a model raises that its forward no longer fits
         _undone(side, changed, receipt, inplace)
         raise ValueError(

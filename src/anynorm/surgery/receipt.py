@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -133,5 +134,12 @@ class Receipt:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the rest that some frameworks add."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error says, without what some frameworks put around it.
+
+    >>> first_line(ValueError("Exception encountered when calling Dense.call().\\n\\n\\x1b[1mno such key\\x1b[0m"))
+    'no such key'
+    """
+    lines = [line for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
+        lines = lines[1:]
+    return lines[0].strip() if lines else type(error).__name__

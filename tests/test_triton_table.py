@@ -36,7 +36,7 @@ def test_every_length_of_a_row_is_held_by_two_parts_at_most():
 
 @pytest.mark.parametrize("case", [*CASES, *NETWORKS], ids=lambda case: case.name)
 def test_chunks_and_tiles_cover_every_group_once(case):
-    g = table.geometry(case.plan)
+    g = triton.geometry(case.plan)
     if g is None:
         pytest.skip("no loops")
     cut = table.split(g)
@@ -69,7 +69,7 @@ def test_chunks_and_tiles_cover_every_group_once(case):
 @pytest.mark.parametrize("gradient", [False, True])
 def test_how_a_group_is_cut_does_not_depend_on_how_many_there_are(case, gradient):
     def cut(batch):
-        g = table.geometry(Case("", case.pattern, (batch, *case.shape[1:]), sizes=case.sizes).plan)
+        g = triton.geometry(Case("", case.pattern, (batch, *case.shape[1:]), sizes=case.sizes).plan)
         held, split = table.held(g, 4, gradient, H200), table.split(g)
         return held, [getattr(split, name) for name in ("kept", "wide", "step", "per_group", "chunk", "chunks")]
 
@@ -77,7 +77,7 @@ def test_how_a_group_is_cut_does_not_depend_on_how_many_there_are(case, gradient
 
 
 def test_few_large_groups_keep_all_processors_busy():
-    g = table.geometry(NETWORKS[2].plan)
+    g = triton.geometry(NETWORKS[2].plan)
     assert g.groups == 32
     cut = table.split(g)
     assert cut.tiles * cut.chunks * g.outer >= 4 * H200.processors
@@ -86,17 +86,18 @@ def test_few_large_groups_keep_all_processors_busy():
 def test_no_row_of_64_thousand_elements_is_held():
     for itemsize in (2, 4):
         for gradient in (False, True):
-            assert table.held(table.geometry(NETWORKS[4].plan), itemsize, gradient, H200) is None
+            assert table.held(triton.geometry(NETWORKS[4].plan), itemsize, gradient, H200) is None
 
 
 def test_sums_are_gathered_over_everything_but_the_channels():
     for case in CASES:
-        g = table.geometry(case.plan)
+        g = triton.geometry(case.plan)
         if g is None or case.spec.affine is None:
             continue
         length = 6 * (g.reduced if g.affine == "reduced" else g.outer * g.segments // (g.each if g.alike else 1))
-        before, channels, behind, *_ = table.gathered(g, length)
-        assert before * channels * behind == length
+        (lead, samples, within, channels, behind), _ = table.gathered(g, length)
+        assert lead * samples * within * channels * behind == length
+        assert samples == 1
         assert channels == math.prod(case.plan.affine.shape)
 
 

@@ -13,12 +13,12 @@ from cases import CASES, Case
 
 import anynorm
 from anynorm.kernels.select import select
-from anynorm.kernels.triton import interpreted, table
+from anynorm.kernels.triton import geometry, interpreted, table
 
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Half a unit in the last place of the output, rounded once; Triton's interpreter cuts bfloat16 off instead.
 UNITS = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-7 if interpreted() else 2.0**-8}
-SERVED = [case for case in CASES if table.geometry(case.plan) is not None]
+SERVED = [case for case in CASES if geometry(case.plan) is not None]
 # The names of the launches of one pass.
 FORWARD = (["forward"], ["statistics", "apply"])
 BACKWARD = (["backward"], ["sums", "project"], ["sums", "project_shared"])

@@ -86,7 +86,7 @@ MUTANTS: dict[str, tuple[str, str, Callable[[Any], Any], str, bool, dict[str, fl
     "offset left out": ("held", "forward", told(offset_at=None), ROWS, False, {}),
     "eps left out": ("split", "apply", told(root=0.0), GROUP, True, {}),
     "last element skipped": ("split", "statistics", less("reduced"), GROUP, True, {}),
-    "last sum skipped": ("split_gradient", "gather", less("before"), GROUP, True, {}),
+    "last sum skipped": ("split_gradient", "gather", less("within"), GROUP, True, {}),
     "equal shares of a group": ("split", "shares", instead(alike), "group, channels in the middle", True, {}),
     "scale's and offset's gradients exchanged": (
         "split_gradient", "gather", exchanged("dscale_at", "doffset_at"), ROWS, False, {}

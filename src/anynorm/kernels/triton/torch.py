@@ -67,7 +67,11 @@ def fused_forward(
     mean, variance = room_for_moments(x, plan) if statistics else (None, None)
     saved = room_for_saved(x, plan) if gradient else None
     y = torch.empty_like(x) if out is None else out
-    total = None if around.residual is None else torch.empty_like(x, dtype=around.of_sum(x.dtype))
+    total = (
+        None
+        if around.residual is None
+        else torch.empty_like(x, dtype=torch.promote_types(x.dtype, around.residual.dtype))
+    )
     _forward(x, total, y, scale, offset, mean, variance, saved, plan, eps, around)
     return y, total, mean, variance, saved
 

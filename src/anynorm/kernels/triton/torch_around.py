@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
-
 from ..torch_memory import laid_as
 from .views import Geometry
 
@@ -21,14 +19,10 @@ class Around(NamedTuple):
         activation: "relu", "silu", "gelu" or "gelu_tanh".
     """
 
-    residual: Array | None = None
-    shift: Array | None = None
-    gain: Array | None = None
+    residual: Array = None
+    shift: Array = None
+    gain: Array = None
     activation: str | None = None
-
-    def of_sum(self, dtype: torch.dtype) -> torch.dtype:
-        """The type in which torch adds the residual to an x of `dtype`."""
-        return torch.promote_types(dtype, self.residual.dtype)
 
 
 NOTHING = Around()

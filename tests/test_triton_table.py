@@ -10,6 +10,7 @@ from cases import CASES, Case
 from anynorm.kernels import triton
 from anynorm.kernels.select import _select, select
 from anynorm.kernels.triton import table
+from anynorm.kernels.triton.views import modulated
 
 H200 = table.Device(132, 9)
 LAYER = Case("layer", "... [c]", (4096, 1024))
@@ -180,3 +181,35 @@ def test_after_tensorflow_triton_is_not_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", sys)
     monkeypatch.setitem(sys.modules, "triton", None)
     assert "import triton first" in triton._why_no_import()
+
+
+def test_the_longest_rows_are_held_with_nothing_behind_alone():
+    """What an activation takes would be spilled; a residual takes nothing."""
+    row = table_of(32768)
+    assert table.held(row, 2, False, H200) is not None
+    assert table.held(row, 2, False, H200, behind=True) is None
+    assert table.held(table_of(16384), 2, False, H200, behind=True) is not None
+
+
+@pytest.mark.parametrize("rows", [1, 7, 4096])
+def test_no_tile_and_no_sum_is_of_two_samples(rows):
+    """And how many programs share a sample's rows does not depend on how many samples there are."""
+    found = set()
+    for samples in (1, 3, 1000):
+        case = Case("", "... [c]", (samples, rows, 1024))
+        g = modulated(triton.geometry(case.plan), samples)
+        assert (g.outer, g.segments, g.groups) == (samples, rows, samples * rows)
+        tiles = -(-rows // table.held(g, 4, True, H200).kept)
+        programs, together, few = table.shared(g, tiles, 528)
+        assert together == tiles
+        assert programs == samples * few
+        length = programs * g.reduced
+        (lead, n, within, channels, behind), tile = table.gathered(g, length)
+        assert (lead, n, within, channels, behind) == (1, samples, few, 1024, 1)
+        assert math.prod(tile) <= 1024
+        found.add((few, table.held(g, 4, True, H200)))
+    assert len(found) == 1
+
+
+def table_of(length):
+    return triton.geometry(Case("", "... [c]", (4096, length)).plan)

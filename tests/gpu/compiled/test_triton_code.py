@@ -87,7 +87,7 @@ AROUND = {
     "group, channels last, half": {"residual": True, "modulation": True, "activation": "gelu_tanh"},
     "layer, rows of 1024, half": {"residual": True, "modulation": True, "activation": "relu"},
 }
-AROUND_EVERYWHERE = ("layer, rows of 8192", "group, channels last, half")
+AROUND_EVERYWHERE = ("layer, rows of 8192", "layer, rows of 32768, half", "group, channels last, half")
 
 
 @pytest.mark.parametrize("name", AROUND)

@@ -20,7 +20,8 @@ from .views import Geometry
 TILE = 4096
 # Up to here a row stays in registers; the gradient holds x, dy and, where each element has a scale, two sums of it.
 HELD, HELD_GRADIENT, HELD_SUMS = 16384, 16384, 8192
-# Of rows in half precision twice as many fit beside their scale; what the compiler makes for later generations spills.
+# Of rows in half precision twice as many fit beside their scale; what the compiler makes for later generations spills,
+# and so does a modulation or an activation.
 HELD_HALF, HELD_HALF_UNTIL = 32768, 10
 # Short rows side by side: a warp has numbers of its own for each of its rows, and registers for eight, four backward.
 MOST_ROWS = 128
@@ -132,20 +133,21 @@ def parts(length: int) -> tuple[int, ...]:
     return whole // 2, max(whole // 16, padded(length - whole // 2))
 
 
-def held(g: Geometry, itemsize: int, gradient: bool, device: Device) -> Held | None:
+def held(g: Geometry, itemsize: int, gradient: bool, device: Device, behind: bool = False) -> Held | None:
     """The tiles that hold whole groups; None where groups are too large.
 
     Args:
         itemsize: bytes of an element.
         gradient: whether it is the backward pass.
         device: that computes; a program or a few on each of its processors share the sums over groups.
+        behind: whether a modulation or an activation follows.
     """
     # The sums over a channel would take a tile for each channel.
     if g.each > 1 and (g.columns or gradient):
         return None
     sums = gradient and g.affine == "reduced"
     most = HELD_SUMS if sums else HELD_GRADIENT if gradient else HELD
-    if not (gradient or g.columns or g.each > 1) and itemsize == 2 and device.generation < HELD_HALF_UNTIL:
+    if not (gradient or behind or g.columns or g.each > 1) and itemsize == 2 and device.generation < HELD_HALF_UNTIL:
         most = HELD_HALF
     tile = sum(parts(g.count))
     least = min(SECTOR // itemsize, padded(g.segments)) if g.columns else 1

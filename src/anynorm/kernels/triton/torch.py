@@ -101,7 +101,8 @@ def _forward(
     removes = {"REMOVES_MEAN": plan.removes_mean, "REMOVES_SCALE": plan.removes_scale}
     top, root, constant = scaling(eps, plan.removes_scale)
     itemsize = max(x.element_size(), 0 if total is None else total.element_size())
-    tiles = held_table(g, itemsize, False, _device(x.device))
+    is_followed = around.activation is not None or around.gain is not None
+    tiles = held_table(g, itemsize, False, _device(x.device), is_followed)
     residual, behind = around.residual, modulation(around, g)
     with on(x.device):
         if tiles is not None:

@@ -83,9 +83,8 @@ class Fused(NamedTuple):
         statistics: bool = False,
         erasing: bool = True,
     ) -> tuple[Any, ...]:
-        spread = self._checked(x, sentence)
-        if mask is None:
-            behind = partial(_behind, activation=self.activation)
+        if mask is None and torch_fused_kernel.may_serve(x):
+            spread, behind = self._checked(x, sentence), partial(_behind, activation=self.activation)
             words = self.activation, sentence, eps, behind
             call = torch_fused_kernel.Call(x, self.residual, scale, offset, spread, *words)
             found = torch_fused_kernel.normalize(call, statistics, erasing)

@@ -42,6 +42,11 @@ class Call(NamedTuple):
     behind: Callable[..., Array]
 
 
+def may_serve(x: Array) -> bool:
+    """Whether it is worth while to ask: for small arrays on a CPU that takes as long as a part of the norm."""
+    return not x.is_cpu or _asked_for() is not None
+
+
 def normalize(call: Call, statistics: bool, erasing: bool) -> tuple[Array | None, ...] | None:
     """y, the sum, mean and variance; None where no kernel takes all of it along."""
     x = call.x

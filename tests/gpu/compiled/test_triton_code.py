@@ -81,13 +81,14 @@ AROUND = {
     "layer, rows of 8192": {"residual": True, "modulation": True, "activation": "gelu"},
     "layer, rows of 16384": {"residual": True, "activation": "gelu"},
     "layer, rows of 32768, half": {"residual": True},
+    "layer, rows of 65536": {"modulation": True, "activation": "gelu"},
     "layer, channels first": {"residual": True, "modulation": True, "activation": "silu"},
     "group, channels first, held": {"residual": True, "modulation": True, "activation": "silu"},
     "group, channels first, cut": {"activation": "silu"},
     "group, channels last, half": {"residual": True, "modulation": True, "activation": "gelu_tanh"},
     "layer, rows of 1024, half": {"residual": True, "modulation": True, "activation": "relu"},
 }
-AROUND_EVERYWHERE = ("layer, rows of 8192", "layer, rows of 32768, half", "group, channels last, half")
+AROUND_EVERYWHERE = ("layer, rows of 8192", "layer, rows of 65536", "group, channels last, half")
 
 
 @pytest.mark.parametrize("name", AROUND)

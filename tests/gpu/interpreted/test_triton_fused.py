@@ -38,10 +38,11 @@ COLUMNS = "layer, channels first"
 MODULATED = [
     *(BY_NAME[name] for name in (
         GROUP, FIRST, "group, channels in the middle", "group, every channel", "instance, channels last",
-        "instance, channels first", ROWS, "layer, short rows", COLUMNS, "RMS, last axis", "filter response",
+        "instance, channels first", ROWS, COLUMNS, "RMS, last axis", "filter response",
     )),
     Case("instance, frames", "n t c [...]", (2, 3, 5, 7)),
     Case("layer, frames, channels first", "n t [c] ...", (2, 3, 13, 5)),
+    Case("layer, one row a sample", "n [c]", (3, 13)),
     Case("over time", "n [t] c ...", (2, 5, 3, 7)),
 ]  # fmt: skip
 EACH = [

@@ -201,11 +201,11 @@ def _forward(
     """y, the sum (empty without a residual), mean, variance, and what the gradient needs."""
     spec = NormSpec.decode(sentence)
     eps = check(ops, x, scale, offset, None, spec, eps, erasing)
-    x = x if gain is None or _leads(x) else x.contiguous()
-    plan, door = _choice(x, _type_of_sum(x, residual), spec, kernel)
+    seen = x if gain is None or _leads(x) else x.contiguous()
+    plan, door = _choice(seen, _type_of_sum(x, residual), spec, kernel)
     around = door.Around(residual, shift, gain, activation)
-    y, total, mean, variance, saved = door.fused_forward(x, scale, offset, plan, eps, around)
-    mean, variance = torch_arrays.kept_from_runs(x, mean, variance, plan)
+    y, total, mean, variance, saved = door.fused_forward(seen, scale, offset, plan, eps, around)
+    mean, variance = torch_arrays.kept_from_runs(seen, mean, variance, plan)
     total = x.new_empty(0) if total is None else torch_compile.laid_out(total, x)
     return torch_compile.laid_out(y, x), total, mean, variance, saved
 

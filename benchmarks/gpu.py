@@ -8,13 +8,15 @@
     .venv/bin/python benchmarks/gpu.py --readme          # table and chart from the saved rows
 
 Contenders take turns, with the caches emptied before each call, and the least time of each counts; the roof is the
-fastest copy of the same tensor in the same run. Liger, QuACK, Apex and torchnorm are timed where they can be imported.
+fastest copy of the same tensor in the same run. Beside what is fused stands the same as two operations of anynorm's and
+torch's ("apart"). Liger, QuACK, Apex and torchnorm are timed where they can be imported.
 
 \b
 A row of benchmarks/results/gpu.json:
     ms        the least time of each contender by the GPU's clock, or of the whole call where the goal says so
     share     of the copy's rate, counting the goal's passes over the tensor
     ahead     torch's own time over anynorm's
+    met       whether the goal is: the share, the ratio and, where there is one, the time
     kernel    what anynorm.kernels.select answers
     disagree  who computes something else than anynorm, by more than rounding
     raises    how a contender failed
@@ -110,7 +112,7 @@ def measure(goal: Goal, case: Case, device: str, seconds: float) -> dict[str, An
     ms = Clock(device, goal.wall).least({**ready, **copies}, seconds)
     copy = min(ms.pop(name) for name in copies)
     torch_s = min((ms[name] for name in gpu_cases.torch_peers(case) if name in ms), default=None)
-    return {
+    row = {
         "goal": goal.text,
         "case": case.name,
         "pass": goal.which,
@@ -125,6 +127,7 @@ def measure(goal: Goal, case: Case, device: str, seconds: float) -> dict[str, An
         "disagree": [name for name, d in differences.items() if not d <= TOLERANCES[case.dtype]],
         "raises": raises,
     }
+    return {**row, "met": goal.is_met(row)}
 
 
 def _arrays(goal: Goal, case: Case, device: str) -> list[Any]:

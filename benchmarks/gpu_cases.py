@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import shapes
@@ -30,6 +30,7 @@ class Goal:
         passes: how often the tensor's bytes cross the memory in what the share refers to; a copy is two.
         share: of the copy's rate, at least; None where the time alone counts.
         ahead: times faster than torch's own functions, at least.
+        most: ms, at most; None where those two count.
         wall: whether the time of a call counts, launch and all, and not the GPU's.
         around: "silu" behind the normalization, "add" before it, or nothing.
     """
@@ -42,6 +43,15 @@ class Goal:
     cases: tuple[Case, ...]
     wall: bool = False
     around: str = ""
+    most: float | None = None
+
+    def is_met(self, row: dict[str, Any]) -> bool:
+        """Whether a measured row keeps within all of it; where torch has no such function, within the rest."""
+        return (
+            (self.share is None or row["share"] >= self.share)
+            and (row["ahead"] is None or row["ahead"] >= self.ahead)
+            and (self.most is None or row["ms"]["anynorm"] <= self.most)
+        )
 
 
 def _both(*shape: int, **rest: Any) -> Iterator[Case]:
@@ -72,7 +82,7 @@ GOALS = (
     Goal("instance NHWC forward", FORWARD, 3, 0.85, 3, _INSTANCE),
     Goal("instance NCHW forward", FORWARD, 2, 0.85, 3, _INSTANCE_FIRST),
     Goal("group + SiLU, 260 µs at most", FORWARD, 3, None, 15, (
-        Case(_FIRST, (1, 128, 20, 256, 256), 32, dtype="bfloat16"),), around="silu"),
+        Case(_FIRST, (1, 128, 20, 256, 256), 32, dtype="bfloat16"),), around="silu", most=0.26),
     Goal("add + RMS, add + layer", FORWARD, 4, 0.90, 2.5, tuple(_both(16384, 4096, dtype="bfloat16")), around="add"),
     Goal("1 MB and less, time of a call", BOTH, 5, None, 1 / 1.2, (
         *_both(256, 1024), Case(_FIRST, (4, 64, 16, 16), 32), Case(_LAST, (4, 16, 16, 64), 32)), wall=True),
@@ -84,6 +94,8 @@ def contenders(goal: Goal, case: Case) -> dict[str, Callable[[], Function]]:
     plain = torch_peers(case)
     own = _anynorm(goal, case)
     made: dict[str, Callable[[], Function]] = {"anynorm": lambda: own}
+    if goal.around:
+        made["anynorm, apart"] = lambda: _around(goal, _anynorm(replace(goal, around=""), case))
     for name, function in plain.items():
         made[name] = lambda function=function: _around(goal, function)
         made[f"{name}, compiled"] = lambda function=function: torch.compile(_around(goal, function))

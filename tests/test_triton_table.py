@@ -10,6 +10,7 @@ from cases import CASES, Case
 from anynorm.kernels import triton
 from anynorm.kernels.select import _select, select
 from anynorm.kernels.triton import table
+from anynorm.kernels.triton.views import modulated
 
 H200 = table.Device(132, 9)
 LAYER = Case("layer", "... [c]", (4096, 1024))
@@ -36,7 +37,7 @@ def test_every_length_of_a_row_is_held_by_two_parts_at_most():
 
 @pytest.mark.parametrize("case", [*CASES, *NETWORKS], ids=lambda case: case.name)
 def test_chunks_and_tiles_cover_every_group_once(case):
-    g = table.geometry(case.plan)
+    g = triton.geometry(case.plan)
     if g is None:
         pytest.skip("no loops")
     cut = table.split(g)
@@ -69,7 +70,7 @@ def test_chunks_and_tiles_cover_every_group_once(case):
 @pytest.mark.parametrize("gradient", [False, True])
 def test_how_a_group_is_cut_does_not_depend_on_how_many_there_are(case, gradient):
     def cut(batch):
-        g = table.geometry(Case("", case.pattern, (batch, *case.shape[1:]), sizes=case.sizes).plan)
+        g = triton.geometry(Case("", case.pattern, (batch, *case.shape[1:]), sizes=case.sizes).plan)
         held, split = table.held(g, 4, gradient, H200), table.split(g)
         return held, [getattr(split, name) for name in ("kept", "wide", "step", "per_group", "chunk", "chunks")]
 
@@ -77,7 +78,7 @@ def test_how_a_group_is_cut_does_not_depend_on_how_many_there_are(case, gradient
 
 
 def test_few_large_groups_keep_all_processors_busy():
-    g = table.geometry(NETWORKS[2].plan)
+    g = triton.geometry(NETWORKS[2].plan)
     assert g.groups == 32
     cut = table.split(g)
     assert cut.tiles * cut.chunks * g.outer >= 4 * H200.processors
@@ -86,17 +87,18 @@ def test_few_large_groups_keep_all_processors_busy():
 def test_no_row_of_64_thousand_elements_is_held():
     for itemsize in (2, 4):
         for gradient in (False, True):
-            assert table.held(table.geometry(NETWORKS[4].plan), itemsize, gradient, H200) is None
+            assert table.held(triton.geometry(NETWORKS[4].plan), itemsize, gradient, H200) is None
 
 
 def test_sums_are_gathered_over_everything_but_the_channels():
     for case in CASES:
-        g = table.geometry(case.plan)
+        g = triton.geometry(case.plan)
         if g is None or case.spec.affine is None:
             continue
         length = 6 * (g.reduced if g.affine == "reduced" else g.outer * g.segments // (g.each if g.alike else 1))
-        before, channels, behind, *_ = table.gathered(g, length)
-        assert before * channels * behind == length
+        (lead, samples, within, channels, behind), _ = table.gathered(g, length)
+        assert lead * samples * within * channels * behind == length
+        assert samples == 1
         assert channels == math.prod(case.plan.affine.shape)
 
 
@@ -179,3 +181,35 @@ def test_after_tensorflow_triton_is_not_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", sys)
     monkeypatch.setitem(sys.modules, "triton", None)
     assert "import triton first" in triton._why_no_import()
+
+
+def test_the_longest_rows_are_held_with_nothing_behind_alone():
+    """What an activation takes would be spilled; a residual takes nothing."""
+    row = table_of(32768)
+    assert table.held(row, 2, False, H200) is not None
+    assert table.held(row, 2, False, H200, behind=True) is None
+    assert table.held(table_of(16384), 2, False, H200, behind=True) is not None
+
+
+@pytest.mark.parametrize("rows", [1, 7, 4096])
+def test_no_tile_and_no_sum_is_of_two_samples(rows):
+    """And how many programs share a sample's rows does not depend on how many samples there are."""
+    found = set()
+    for samples in (1, 3, 1000):
+        case = Case("", "... [c]", (samples, rows, 1024))
+        g = modulated(triton.geometry(case.plan), samples)
+        assert (g.outer, g.segments, g.groups) == (samples, rows, samples * rows)
+        tiles = -(-rows // table.held(g, 4, True, H200).kept)
+        programs, together, few = table.shared(g, tiles, 528)
+        assert together == tiles
+        assert programs == samples * few
+        length = programs * g.reduced
+        (lead, n, within, channels, behind), tile = table.gathered(g, length)
+        assert (lead, n, within, channels, behind) == (1, samples, few, 1024, 1)
+        assert math.prod(tile) <= 1024
+        found.add((few, table.held(g, 4, True, H200)))
+    assert len(found) == 1
+
+
+def table_of(length):
+    return triton.geometry(Case("", "... [c]", (4096, length)).plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -95,12 +96,19 @@ def arrays(
     return plan, x, scale, offset
 
 
-def launched(*of: Any, capability: int = 90, **how: Any) -> list[Launch]:
+def launched(
+    *of: Any, capability: int = 90, residual: bool = False, modulation: bool = False, activation: str | None = None,
+    **how: Any,
+) -> list[Launch]:  # fmt: skip
     """The launches of both passes, forward first."""
     plan, x, scale, offset = arrays(*of, **how)
+    vectors = torch.empty(x.shape[0], 2 * math.prod(plan.affine.shape), dtype=x.dtype, device="meta")
+    pair = vectors.chunk(2, dim=1) if modulation else (None, None)
+    around = door.Around(torch.empty_like(x) if residual else None, *pair, activation)
     with recorded(capability) as found:
-        y, _, _, saved = door.forward(x, scale, offset, plan, 1e-5, statistics=False)
-        door.backward(x, y, scale, offset, saved, plan, 1e-5)
+        y, total, _, _, saved = door.fused_forward(x, scale, offset, plan, 1e-5, around, statistics=False)
+        around = door.Around(None, *pair, activation)
+        door.fused_backward(x if total is None else total, y, total, scale, offset, saved, plan, 1e-5, around)
     return found
 
 

@@ -12,13 +12,14 @@ import torch
 from cases import CASES, Case
 
 import anynorm
-from anynorm.kernels.select import select
-from anynorm.kernels.triton import interpreted, table
+from anynorm.kernels.select import forced_by_environment, select
+from anynorm.kernels.triton import geometry, interpreted, table
+from anynorm.ops.torch_fused import Fused
 
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Half a unit in the last place of the output, rounded once; Triton's interpreter cuts bfloat16 off instead.
 UNITS = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-7 if interpreted() else 2.0**-8}
-SERVED = [case for case in CASES if table.geometry(case.plan) is not None]
+SERVED = [case for case in CASES if geometry(case.plan) is not None]
 # The names of the launches of one pass.
 FORWARD = (["forward"], ["statistics", "apply"])
 BACKWARD = (["backward"], ["sums", "project"], ["sums", "project_shared"])
@@ -104,3 +105,100 @@ def check(case: Case, x: torch.Tensor, dy: torch.Tensor, *, eps: float = 1e-5, p
         if ours is not None:
             error = np.abs(doubles(ours).ravel() - theirs.ravel()).max() / np.abs(theirs).max()
             assert error <= tolerance, (f"d{name}", error)
+
+
+# Of m in double.
+ACTIVATIONS = {
+    None: lambda m: m,
+    "relu": torch.nn.functional.relu,
+    "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda m: torch.nn.functional.gelu(m, approximate="tanh"),
+}
+
+
+@contextmanager
+def asked_for() -> Iterator[None]:
+    """ANYNORM_KERNEL=triton."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANYNORM_KERNEL", "triton")
+        forced_by_environment.cache_clear()
+        yield
+    forced_by_environment.cache_clear()
+
+
+def around(
+    case: Case, dtype: str = "float32", *, residual: bool = True, modulation: bool = True, channels: int | None = None
+) -> tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor] | None]:
+    """A residual, and shift and scale for each sample and channel, two halves of one tensor."""
+    rng = np.random.default_rng(7)
+    vectors = rng.normal(size=(case.shape[0], 2 * (channels or int(np.prod(case.plan.affine.shape)))))
+    of_sum = torch.tensor(rng.normal(size=case.shape), dtype=torch.float32).to(TYPES[dtype])
+    pair = torch.tensor(vectors, dtype=torch.float32).chunk(2, dim=1)
+    return of_sum if residual else None, pair if modulation else None
+
+
+def check_fused(
+    case: Case,
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    residual: torch.Tensor | None,
+    modulation: tuple[torch.Tensor, torch.Tensor] | None,
+    activation: str | None,
+    *,
+    eps: float = 1e-5,
+) -> list[torch.Tensor]:
+    """Compare y, the sum and all gradients with the reference between operations in double; y and the gradients."""
+    small = [None if a is None else torch.tensor(a).to(x.device) for a in case.parameters(np.random.default_rng(5))]
+    given = [x, residual, *small, *(modulation or (None, None))]
+    given = [None if a is None else a.detach().requires_grad_() for a in given]
+    shift, gain = given[4:]
+    call = Fused(given[1], None if shift is None else (shift, gain), activation)
+    with asked_for():
+        out = call.normalize_checked(given[0], *given[2:4], None, case.spec.encode(), eps)[0]
+        y, total = (out, None) if residual is None else out
+        dtotal = None if total is None else dy.flip(0).to(total.dtype)
+        outs, their = ([y], [dy]) if total is None else ([y, total], [dy, dtotal])
+        leaves = [a for a in given if a is not None]
+        some = iter(torch.autograd.grad(outs, leaves, their))
+    got = [None if a is None else next(some) for a in given]
+    unit = UNITS[str(x.dtype)[6:]]
+    seen = x if total is None else total
+    if total is not None:
+        assert total.dtype == torch.promote_types(x.dtype, residual.dtype)
+        exact = doubles(x) + doubles(residual)
+        assert (np.abs(doubles(total) - exact) <= UNITS[str(total.dtype)[6:]] * np.abs(exact)).all(), "sum"
+
+    oracle = case.reference(doubles(seen), *(doubles(a) for a in small), eps=eps)
+    n = torch.tensor(oracle.y, requires_grad=True)
+    wide = [None if a is None else a.detach().double().cpu().requires_grad_() for a in (shift, gain)]
+    m = n
+    if wide[0] is not None:
+        over = [length if d in (0, channels_of(case)) else 1 for d, length in enumerate(case.shape)]
+        m = n * (1 + wide[1].reshape(over)) + wide[0].reshape(over)
+    wanted = ACTIVATIONS[activation](m)
+    dn, *rest = torch.autograd.grad(wanted, [n, *(a for a in wide if a is not None)], dy.double().cpu())
+    dx, *dsmall = oracle.backward(dn.numpy())
+    dx = dx if total is None else dx + doubles(dtotal)
+    wanted, size = doubles(wanted), float(m.detach().abs().max())
+    bound = 8 * unit * size if unit < 1e-6 else 1.01 * unit * np.abs(wanted) + 4e-6 * size
+    excess = np.abs(doubles(y) - wanted) - bound
+    assert y.dtype == x.dtype
+    assert (excess <= 0).all(), ("y", excess.max())
+    words = ("dx", "dresidual", "dscale", "doffset", "dshift", "dgain")
+    for name, ours, theirs, leaf in zip(words, got, [dx, dx, *dsmall, *(rest or (None, None))], given, strict=True):
+        if ours is not None:
+            assert (ours.dtype, ours.shape) == (leaf.dtype, leaf.shape)
+            theirs = np.asarray(theirs)
+            error = np.abs(doubles(ours).ravel() - theirs.ravel()).max() / np.abs(theirs).max()
+            assert error <= max(UNITS[str(ours.dtype)[6:]] * 1.01, 1e-5), (name, error)
+    return [y.detach(), *got]
+
+
+def channels_of(case: Case) -> int:
+    """The dimension of the affine axes."""
+    from anynorm.ops.torch_fused import _cached_channels
+
+    found = _cached_channels(case.spec.encode(), len(case.shape))
+    assert found is not None
+    return found

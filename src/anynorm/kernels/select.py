@@ -20,6 +20,8 @@ from . import cpu, pallas, triton
 
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
 KERNELS = ("cpu", "triton", "pallas", "native", "composed")
+# Those that compute along what goes around a normalization: activation, residual and modulation.
+FUSES = ("triton",)
 # The environment variable that forces one of them.
 VARIABLE = "ANYNORM_KERNEL"
 
@@ -94,7 +96,11 @@ def _select(plan: Plan, framework: str, device: str, dtype: str, forced: str | N
         note = _NOTES.get(framework, "")
         return Choice("cpu", f"anynorm's own loops for CPUs, statistics in {statistics} and double{note}")
     if "triton" in able:
-        return Choice("triton", f"anynorm's own loops for GPUs, statistics in {statistics} and double")
+        return Choice(
+            "triton",
+            "anynorm's own loops for GPUs, with activation, residual and modulation in them, statistics in "
+            f"{statistics} and double",
+        )
     if "pallas" in able:
         note = _NOTES[framework]
         return Choice("pallas", f"anynorm's own kernels for CUDA GPUs in Pallas, statistics in {statistics}{note}")

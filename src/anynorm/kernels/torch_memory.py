@@ -42,6 +42,11 @@ def as_lies(dy: Array, x: Array) -> Array:
     return torch.empty_like(x).copy_(dy)
 
 
+def laid_as(values: Array, x: Array) -> Array:
+    """Values in the layout of a dense x, whatever their type."""
+    return values if values.stride() == x.stride() else torch.empty_like(x, dtype=values.dtype).copy_(values)
+
+
 def small(values: Array | None, x: Array, plan: Plan) -> Array | None:
     """Scale or offset as it lies on the runs, in a type that the kernels read."""
     if values is None:

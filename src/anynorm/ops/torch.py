@@ -90,7 +90,7 @@ def normalize_checked(
     """
     if is_traced():
         return normalize_traced(x, scale, offset, mask, sentence, eps, None, erasing)
-    plan, door, eps = _choose(x, scale, offset, sentence, eps, mask is not None, erasing)
+    plan, door, eps = choose(x, scale, offset, sentence, eps, mask is not None, erasing)
     if mask is None:
         return _run(x, scale, offset, None, plan, door, eps, None, statistics)
     mask = convert(mask, x) if hasattr(mask, "dtype") else mask
@@ -100,14 +100,18 @@ def normalize_checked(
     return y, mean, variance
 
 
-def _choose(
-    x: Array, scale: Array | None, offset: Array | None, sentence: str, eps: float, masked: bool, erasing: bool
-) -> tuple[Plan, Any, float]:
-    """The plan, the kernel's door and eps, after all checks; cached by what they depend on."""
+def choose(
+    x: Array, scale: Array | None, offset: Array | None, sentence: str, eps: float, masked: bool, erasing: bool,
+    dtype: torch.dtype | None = None,
+) -> tuple[Plan, Any, float]:  # fmt: skip
+    """The plan, the kernel's door and eps, after all checks; cached by what they depend on.
+
+    `dtype`: what is normalized is of x's shape and layout, and of this type.
+    """
     return _checked_choice(
         x.shape,
         x.stride(),
-        x.dtype,
+        dtype or x.dtype,
         x.device,
         None if scale is None else scale.shape,
         None if offset is None else offset.shape,
@@ -305,7 +309,7 @@ def apply_checked(
     """`apply` for arrays that nobody has looked at yet."""
     if is_traced():
         return torch_given.apply(x, mean, variance, scale, offset, sentence, eps)
-    plan, door, eps = _choose(x, scale, offset, sentence, eps, False, False)
+    plan, door, eps = choose(x, scale, offset, sentence, eps, False, False)
     kept = plan.kept.shape
     if mean.shape != kept or variance.shape != kept:
         raise ValueError(

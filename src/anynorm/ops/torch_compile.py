@@ -99,7 +99,7 @@ def _forward(
     else:
         y, mean, variance, _ = torch_arrays.forward(x, scale, offset, mask, plan, eps, kernel)
         saved = x.new_zeros((mean.numel(), 2), dtype=torch.float64)
-    return _laid_out(y, x), mean, variance, saved
+    return laid_out(y, x), mean, variance, saved
 
 
 @_forward.register_fake
@@ -113,7 +113,7 @@ def _forward_fake(
     kernel: str | None,
     erasing: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    mean, variance = _moments_fake(x, mask, sentence)
+    mean, variance = moments_fake(x, mask, sentence)
     return torch.empty_like(x), mean, variance, x.new_empty((mean.numel(), 2), dtype=torch.float64)
 
 
@@ -136,7 +136,7 @@ def _backward(
     else:
         dx, dscale, doffset = torch_arrays.backward(x, dy, scale, offset, mask, plan, eps)
     none = x.new_empty(0)
-    return _laid_out(dx, x), none if dscale is None else dscale, none.clone() if doffset is None else doffset
+    return laid_out(dx, x), none if dscale is None else dscale, none.clone() if doffset is None else doffset
 
 
 @_backward.register_fake
@@ -199,7 +199,7 @@ def _moments(x: Tensor, mask: Tensor | None, sentence: str, kernel: str | None) 
 
 
 @_moments.register_fake
-def _moments_fake(x: Tensor, mask: Tensor | None, sentence: str, kernel: str | None = None) -> tuple[Tensor, Tensor]:
+def moments_fake(x: Tensor, mask: Tensor | None, sentence: str, kernel: str | None = None) -> tuple[Tensor, Tensor]:
     spec = NormSpec.decode(sentence)
     sizes = dict(spec.sizes)
     kept = []
@@ -213,7 +213,7 @@ def _moments_fake(x: Tensor, mask: Tensor | None, sentence: str, kernel: str | N
 @torch.library.custom_op("anynorm::moments_backward", mutates_args=())
 def _moments_backward(x: Tensor, mask: Tensor | None, dmean: Tensor, dvariance: Tensor, sentence: str) -> Tensor:
     plan = torch_arrays.plan_of(x, NormSpec.decode(sentence))
-    return _laid_out(torch_arrays.moments_backward(x, mask, dmean, dvariance, plan), x)
+    return laid_out(torch_arrays.moments_backward(x, mask, dmean, dvariance, plan), x)
 
 
 @_moments_backward.register_fake
@@ -249,7 +249,7 @@ def _is_first_pass_batched(info: Any, dims: Any, like: Tensor) -> tuple[Tensor, 
     return is_first_pass(like), None
 
 
-def _laid_out(y: Tensor, like: Tensor) -> Tensor:
+def laid_out(y: Tensor, like: Tensor) -> Tensor:
     """y with the strides that the fake operator promised."""
-    promised = torch.empty_like(like)
+    promised = torch.empty_like(like, dtype=y.dtype)
     return y if y.stride() == promised.stride() else promised.copy_(y)

@@ -2,8 +2,9 @@
 
     y = activation(norm(x + residual) * (1 + scale) + shift)
 
-Here it is composed of torch's own operations. For the backward pass autograd keeps the normalization's output, and
-what comes of it in between is computed anew.
+A kernel of our own computes it in one, where one takes all of it along. Elsewhere it is composed of torch's own
+operations: for the backward pass autograd keeps the normalization's output, and what comes of it in between is computed
+anew.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 from ..precision import statistics_dtype
 from ..spec import NormSpec, affine_names
 from . import torch as ops
+from . import torch_fused_kernel
 from .checks import written
 from .torch_constant import constant
 
@@ -77,8 +79,19 @@ class Fused(NamedTuple):
         mask: Array | None,
         sentence: str,
         eps: float,
-        **rest: Any,
+        *,
+        statistics: bool = False,
+        erasing: bool = True,
     ) -> tuple[Any, ...]:
+        if mask is None and torch_fused_kernel.may_serve(x):
+            spread, behind = self._checked(x, sentence), partial(_behind, activation=self.activation)
+            words = self.activation, sentence, eps, behind
+            call = torch_fused_kernel.Call(x, self.residual, scale, offset, spread, *words)
+            found = torch_fused_kernel.normalize(call, statistics, erasing)
+            if found is not None:
+                y, total, *more = found
+                return y if self.residual is None else (y, total), *more
+        rest = {"statistics": statistics, "erasing": erasing}
         return self.around(lambda x: ops.normalize_checked(x, scale, offset, mask, sentence, eps, **rest), x, sentence)
 
     def apply_checked(
@@ -96,26 +109,32 @@ class Fused(NamedTuple):
 
     def around(self, norm: Callable[[Array], tuple[Any, ...]], x: Array, sentence: str) -> tuple[Any, ...]:
         """`norm` of an array gives y and more; here y is the fused one, or the pair of it and the sum."""
+        spread = self._checked(x, sentence)
+        total = x if self.residual is None else x + self.residual
+        y, *more = norm(total)
+        y = _behind(y, spread, x.dtype, self.activation)
+        return y if self.residual is None else (y, total), *more
+
+    def _checked(self, x: Array, sentence: str) -> tuple[Array, Array] | None:
+        """Shift and scale with as many dimensions as x, after all checks of what goes around the norm."""
         checked_activation(self.activation)
         statistics_dtype(ops.dtype(x))
         spread = None if self.modulation is None else _spread(self.modulation, x, sentence)
-        total = x if self.residual is None else _sum(x, self.residual)
-        y, *more = norm(total)
-        if spread is not None:
-            y = _modulated(y, *spread, self.activation, x.dtype)
-        elif self.activation is not None:
-            y = _ACTIVATIONS[self.activation][0](y)
-        y = y.to(x.dtype)
-        return y if self.residual is None else (y, total), *more
+        if self.residual is not None and self.residual.shape != x.shape:
+            raise ValueError(
+                f"the residual must have the input's shape {written(tuple(x.shape))}, and it has "
+                f"{written(tuple(self.residual.shape))}"
+            )
+        return spread
 
 
-def _sum(x: Array, residual: Array) -> Array:
-    if residual.shape != x.shape:
-        raise ValueError(
-            f"the residual must have the input's shape {written(tuple(x.shape))}, and it has "
-            f"{written(tuple(residual.shape))}"
-        )
-    return x + residual
+def _behind(y: Array, spread: tuple[Array, Array] | None, dtype: torch.dtype, activation: str | None) -> Array:
+    """What goes behind the norm, of its output."""
+    if spread is not None:
+        y = _modulated(y, *spread, activation, dtype)
+    elif activation is not None:
+        y = _ACTIVATIONS[activation][0](y)
+    return y.to(dtype)
 
 
 def _spread(modulation: tuple[Array, Array], x: Array, sentence: str) -> tuple[Array, Array]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -44,10 +46,10 @@ CASES = {
 EVERYWHERE = ("layer, rows of 16384", "layer, rows of 32768, half", "layer, rows of 1152", "group, channels last")
 
 
-def launches_of(name: str, capability: int = 90) -> list[Launch]:
+def launches_of(name: str, capability: int = 90, **around: Any) -> list[Launch]:
     sentence, shape, dtype = CASES[name]
     sizes = {"g": 32} if "g " in sentence else {}
-    return launched(sentence, shape, dtype, "channels last" in name, capability=capability, **sizes)
+    return launched(sentence, shape, dtype, "channels last" in name, capability=capability, **sizes, **around)
 
 
 def check(launch: Launch, code: Code) -> None:
@@ -72,6 +74,40 @@ def test_code(name):
 def test_code_for_other_generations(name, capability):
     for launch in launches_of(name, capability):
         check(launch, compiled(launch, capability))
+
+
+# The same with something around: what fills the registers most, and each way to cut.
+AROUND = {
+    "layer, rows of 8192": {"residual": True, "modulation": True, "activation": "gelu"},
+    "layer, rows of 16384": {"residual": True, "activation": "gelu"},
+    "layer, rows of 32768, half": {"residual": True},
+    "layer, rows of 65536": {"modulation": True, "activation": "gelu"},
+    "layer, channels first": {"residual": True, "modulation": True, "activation": "silu"},
+    "group, channels first, held": {"residual": True, "modulation": True, "activation": "silu"},
+    "group, channels first, cut": {"activation": "silu"},
+    "group, channels last, half": {"residual": True, "modulation": True, "activation": "gelu_tanh"},
+    "layer, rows of 1024, half": {"residual": True, "modulation": True, "activation": "relu"},
+}
+AROUND_EVERYWHERE = ("layer, rows of 8192", "layer, rows of 65536", "group, channels last, half")
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_code_with_something_around(name):
+    for launch in launches_of(name, **AROUND[name]):
+        check(launch, compiled(launch, 90))
+
+
+@pytest.mark.parametrize("capability", [80, 100])
+@pytest.mark.parametrize("name", AROUND_EVERYWHERE)
+def test_code_with_something_around_for_other_generations(name, capability):
+    for launch in launches_of(name, capability, **AROUND[name]):
+        check(launch, compiled(launch, capability))
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_what_is_around_needs_no_launch_of_its_own(name):
+    one, other = launches_of(name), launches_of(name, **AROUND[name])
+    assert [launch.name for launch in one] == [launch.name for launch in other]
 
 
 # Plans that take other turns than those above.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import BY_NAME
-from triton_runs import SERVED, TYPES, arrays, check, differentiate
+from triton_runs import SERVED, TYPES, around, arrays, check, check_fused, differentiate
 
 import anynorm
 from anynorm.kernels import triton
@@ -44,6 +44,23 @@ def test_values(case, dtype):
 def test_values_of_large_arrays(pattern, shape, sizes):
     case = type(SERVED[0])("large", pattern, shape, sizes=sizes)
     check(case, *on_device(*arrays(case)))
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("name", [*SOME, "layer, channels first", "instance, channels first"])
+def test_values_with_something_around(name, dtype, activation):
+    case = BY_NAME[name]
+    residual, modulation = around(case, dtype)
+    check_fused(case, *on_device(*arrays(case, dtype=dtype), residual), tuple(on_device(*modulation)), activation)
+
+
+@pytest.mark.parametrize(("pattern", "shape", "sizes"), LARGE, ids=str)
+def test_values_of_large_arrays_with_something_around(pattern, shape, sizes):
+    case = type(SERVED[0])("large", pattern, shape, sizes=sizes)
+    residual, modulation = around(case, modulation=not pattern.startswith("["))
+    modulation = None if modulation is None else tuple(on_device(*modulation))
+    check_fused(case, *on_device(*arrays(case), residual), modulation, "gelu")
 
 
 @pytest.mark.parametrize("name", SOME)

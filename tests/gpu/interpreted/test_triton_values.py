@@ -185,7 +185,7 @@ def test_places_beyond_two_to_the_31():
     i = first + torch.arange(2)
     for columns, wanted in (
         (True, (outer * reduced + i[None, :]) * segments + i[:, None]),
-        (False, i[:, None] * reduced + i[None, :]),
+        (False, (outer * segments + i[:, None]) * reduced + i[None, :]),
     ):
         found = torch.empty(2, 2, dtype=torch.int64)
         _places[(1,)](found, outer, first, segments, reduced, columns)

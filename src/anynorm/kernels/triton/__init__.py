@@ -12,7 +12,7 @@ import os
 import sys
 from functools import lru_cache
 
-from .table import geometry as geometry
+from .views import geometry as geometry
 
 # bfloat16 arithmetic and asynchronous copies begin there.
 LEAST_CAPABILITY = (8, 0)

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .epilogue import activated, affine, before_activation, read
 from .tiles import centred, normalized, places, scaled
 
 
@@ -17,12 +18,12 @@ def _there(inside, elements, reduced, FULL: tl.constexpr):
 
 @triton.jit
 def forward(
-    x_at, y_at, scale_at, offset_at, mean_at, variance_at, saved_at,
-    segments, reduced, tiles, divisor, modulus, each, root, rstd_of_constant, top,
+    x_at, residual_at, total_at, y_at, scale_at, offset_at, shift_at, gain_at, mean_at, variance_at, saved_at,
+    segments, reduced, tiles, divisor, modulus, each, span, row, root, rstd_of_constant, top,
     PARTS: tl.constexpr, FULL: tl.constexpr, KEPT: tl.constexpr, COLUMNS: tl.constexpr, AFFINE: tl.constexpr,
-    REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
+    ACTIVATION: tl.constexpr, REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
 ):  # fmt: skip
-    """y, mean, variance and saved, each where it is asked for.
+    """y, mean, variance and saved, each where it is asked for; and x + residual, which then stands for x.
 
     A group is a segment of `reduced` elements, or in rows `each` stretches of reduced / each elements with one scale
     and one offset.
@@ -35,7 +36,7 @@ def forward(
         q = i * PARTS[0] + tl.arange(0, PARTS[i])
         mask = _there(s < segments, q, reduced, FULL)
         at = places(outer, s, q, segments, reduced, COLUMNS)
-        xs = xs + (tl.load(x_at + at, mask=mask, other=0.0).to(tl.float32),)
+        xs = xs + (read(x_at, residual_at, total_at, at, mask),)
         masks = masks + (mask,)
     ds, square, mean, power, inverse = centred(xs, masks, reduced * 1.0, top, REMOVES_MEAN)
 
@@ -61,7 +62,6 @@ def forward(
     if y_at is not None:
         for i in tl.static_range(len(PARTS)):
             q = i * PARTS[0] + tl.arange(0, PARTS[i])
-            y = ds[i] * factor[:, None]
             if AFFINE == "kept":
                 a, known = ((s // divisor) % modulus)[:, None], (s < segments)[:, None]
             elif AFFINE == "reduced":
@@ -70,25 +70,24 @@ def forward(
                 # No integer division for each element: as far as a row is held, this one is exact.
                 a = (q.to(tl.float32) + 0.5) * (each * 1.0 / reduced)
                 a, known = ((s * each) % modulus)[:, None] + a.to(tl.int32)[None, :], masks[i]
-            if scale_at is not None:
-                y *= tl.load(scale_at + a, mask=known, other=0.0).to(tl.float32)
-            if offset_at is not None:
-                y += tl.load(offset_at + a, mask=known, other=0.0).to(tl.float32)
+            scale, offset = affine(scale_at, offset_at, shift_at, gain_at, a, outer, span, row, known)
+            y = activated(ds[i] * factor[:, None] * scale + offset, ACTIVATION)
             at = places(outer, s, q, segments, reduced, COLUMNS)
             tl.store(y_at + at, y.to(y_at.dtype.element_ty), mask=masks[i])
 
 
 @triton.jit
 def backward(
-    x_at, dy_at, scale_at, saved_at, dx_at, sums_at,
-    segments, reduced, tiles, total, programs, length, divisor, modulus,
+    x_at, dy_at, dtotal_at, scale_at, offset_at, shift_at, gain_at, saved_at, dx_at, sums_at,
+    segments, reduced, tiles, together, programs, length, divisor, modulus, span, row,
     PARTS: tl.constexpr, FULL: tl.constexpr, KEPT: tl.constexpr, COLUMNS: tl.constexpr, AFFINE: tl.constexpr,
-    SHARED: tl.constexpr, REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
+    ACTIVATION: tl.constexpr, SHARED: tl.constexpr, REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
 ):  # fmt: skip
-    """dx, and what dscale and doffset are summed from.
+    """dx, and what the gradients of scale, offset, shift and gain are summed from.
 
-    Those are `length` numbers for dscale and as many for doffset: a sum a group where scale and offset lie on what is
-    kept, a row a program where they lie on what is reduced; then each program does many tiles (SHARED).
+    Those are `length` sums of h * dm and as many of dm, the gradient before the activation: a sum a group where scale
+    and offset lie on what is kept, a row a program where they lie on what is reduced; then `programs` share the tiles,
+    `together` of them (SHARED).
     """
     first = tl.program_id(0)
     if SHARED:
@@ -97,16 +96,18 @@ def backward(
         for i in tl.static_range(len(PARTS)):
             dscales = dscales + (tl.zeros([KEPT, PARTS[i]], tl.float32),)
             doffsets = doffsets + (tl.zeros([KEPT, PARTS[i]], tl.float32),)
-        for index in range(first, total, programs):
-            hs, dys = _gradient(
-                x_at, dy_at, scale_at, saved_at, dx_at, sums_at, index, segments, reduced, tiles, length, divisor,
-                modulus, PARTS, FULL, KEPT, COLUMNS, AFFINE, SHARED, REMOVES_MEAN, REMOVES_SCALE,
+        begin = first // programs * together
+        for index in range(begin + first % programs, begin + together, programs):
+            hs, dms = _gradient(
+                x_at, dy_at, dtotal_at, scale_at, offset_at, shift_at, gain_at, saved_at, dx_at, sums_at, index,
+                segments, reduced, tiles, length, divisor, modulus, span, row,
+                PARTS, FULL, KEPT, COLUMNS, AFFINE, ACTIVATION, REMOVES_MEAN, REMOVES_SCALE,
             )  # fmt: skip
             more_scales = ()
             more_offsets = ()
             for i in tl.static_range(len(PARTS)):
-                more_scales = more_scales + (dscales[i] + hs[i] * dys[i],)
-                more_offsets = more_offsets + (doffsets[i] + dys[i],)
+                more_scales = more_scales + (dscales[i] + hs[i] * dms[i],)
+                more_offsets = more_offsets + (doffsets[i] + dms[i],)
             dscales = more_scales
             doffsets = more_offsets
         for i in tl.static_range(len(PARTS)):
@@ -116,18 +117,20 @@ def backward(
             tl.store(at + length, tl.sum(doffsets[i], 0), mask=q < reduced)
     else:
         _gradient(
-            x_at, dy_at, scale_at, saved_at, dx_at, sums_at, first, segments, reduced, tiles, length, divisor, modulus,
-            PARTS, FULL, KEPT, COLUMNS, AFFINE, SHARED, REMOVES_MEAN, REMOVES_SCALE,
+            x_at, dy_at, dtotal_at, scale_at, offset_at, shift_at, gain_at, saved_at, dx_at, sums_at, first,
+            segments, reduced, tiles, length, divisor, modulus, span, row,
+            PARTS, FULL, KEPT, COLUMNS, AFFINE, ACTIVATION, REMOVES_MEAN, REMOVES_SCALE,
         )  # fmt: skip
 
 
 @triton.jit
 def _gradient(
-    x_at, dy_at, scale_at, saved_at, dx_at, sums_at, index, segments, reduced, tiles, length, divisor, modulus,
+    x_at, dy_at, dtotal_at, scale_at, offset_at, shift_at, gain_at, saved_at, dx_at, sums_at, index,
+    segments, reduced, tiles, length, divisor, modulus, span, row,
     PARTS: tl.constexpr, FULL: tl.constexpr, KEPT: tl.constexpr, COLUMNS: tl.constexpr, AFFINE: tl.constexpr,
-    SHARED: tl.constexpr, REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
+    ACTIVATION: tl.constexpr, REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
 ):  # fmt: skip
-    """dx of one tile; h and dy of its parts."""
+    """dx of one tile; h and dm of its parts."""
     outer, tile = index // tiles, index % tiles
     s = tile * KEPT + tl.arange(0, KEPT)
     inside = s < segments
@@ -136,9 +139,12 @@ def _gradient(
     rstd = tl.load(saved_at + group * 2 + 1, mask=inside, other=0.0)
     power, high, low, factor = scaled(mean, rstd)
     hs = ()
-    dys = ()
-    sum_dy = tl.zeros([KEPT], tl.float32)
-    sum_dy_h = tl.zeros([KEPT], tl.float32)
+    dms = ()
+    sum_dm = tl.zeros([KEPT], tl.float32)
+    sum_dm_h = tl.zeros([KEPT], tl.float32)
+    if AFFINE == "kept":
+        a, known = ((s // divisor) % modulus)[:, None], inside[:, None]
+        scale, offset = affine(scale_at, offset_at, shift_at, gain_at, a, outer, span, row, known)
     for i in tl.static_range(len(PARTS)):
         q = i * PARTS[0] + tl.arange(0, PARTS[i])
         mask = _there(inside, q, reduced, FULL)
@@ -146,33 +152,38 @@ def _gradient(
         x = tl.load(x_at + at, mask=mask, other=0.0).to(tl.float32)
         dy = tl.load(dy_at + at, mask=mask, other=0.0).to(tl.float32)
         h = normalized(x, power, high, low, factor)
-        g = dy
-        if AFFINE == "reduced" and scale_at is not None:
-            g = dy * tl.load(scale_at + q, mask=q < reduced, other=0.0).to(tl.float32)[None, :]
-        sum_dy += tl.sum(g, 1)
-        sum_dy_h += tl.sum(g * h, 1)
+        if AFFINE == "reduced":
+            a, known = q[None, :], (q < reduced)[None, :]
+            scale, offset = affine(scale_at, offset_at, shift_at, gain_at, a, outer, span, row, known)
+        dm = before_activation(dy, h, scale, offset, mask, ACTIVATION)
+        g = dm
+        if AFFINE == "reduced":
+            g = dm * scale
+        sum_dm += tl.sum(g, 1)
+        sum_dm_h += tl.sum(g * h, 1)
         hs = hs + (h,)
-        dys = dys + (dy,)
-    if AFFINE == "kept":
-        if sums_at is not None:
-            tl.store(sums_at + group, sum_dy_h, mask=inside)
-            tl.store(sums_at + length + group, sum_dy, mask=inside)
-        if scale_at is not None:
-            a = tl.load(scale_at + (s // divisor) % modulus, mask=inside, other=0.0).to(tl.float32)
+        dms = dms + (dm,)
+    if AFFINE == "kept" and sums_at is not None:
+        tl.store(sums_at + group, sum_dm_h, mask=inside)
+        tl.store(sums_at + length + group, sum_dm, mask=inside)
     for i in tl.static_range(len(PARTS)):
         q = i * PARTS[0] + tl.arange(0, PARTS[i])
         taken = tl.zeros([KEPT, PARTS[i]], tl.float32)
         if REMOVES_MEAN:
-            taken += (sum_dy / reduced)[:, None]
+            taken += (sum_dm / reduced)[:, None]
         if REMOVES_SCALE:
-            taken += hs[i] * (sum_dy_h / reduced)[:, None]
-        g = dys[i]
-        if AFFINE == "reduced" and scale_at is not None:
-            g = g * tl.load(scale_at + q, mask=q < reduced, other=0.0).to(tl.float32)[None, :]
+            taken += hs[i] * (sum_dm_h / reduced)[:, None]
+        g = dms[i]
+        if AFFINE == "reduced":
+            a, known = q[None, :], (q < reduced)[None, :]
+            scale, offset = affine(scale_at, offset_at, shift_at, gain_at, a, outer, span, row, known)
+            g = g * scale
         dx = (g - taken) * factor[:, None] * power[:, None]
-        if AFFINE == "kept" and scale_at is not None:
-            dx = dx * a[:, None]
+        if AFFINE == "kept":
+            dx = dx * scale
         mask = _there(inside, q, reduced, FULL)
         at = places(outer, s, q, segments, reduced, COLUMNS)
+        if dtotal_at is not None:
+            dx += tl.load(dtotal_at + at, mask=mask, other=0.0).to(tl.float32)
         tl.store(dx_at + at, dx.to(dx_at.dtype.element_ty), mask=mask)
-    return hs, dys
+    return hs, dms

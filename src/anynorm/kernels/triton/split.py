@@ -7,6 +7,7 @@ other. Every program of the second launch adds them up in the same order; nothin
 import triton
 import triton.language as tl
 
+from .epilogue import activated, affine, read
 from .tiles import centred, merged, normalized, places, scaled, spread
 
 
@@ -68,12 +69,12 @@ def keep(work_at, one, other, at, there, part, c, per_group, chunks, length):
 
 @triton.jit
 def statistics(
-    x_at, work_at,
+    x_at, residual_at, total_at, work_at,
     segments, reduced, each, tiles, step, per_group, chunk, chunks, length, top,
     KEPT: tl.constexpr, WIDE: tl.constexpr, GROUPS: tl.constexpr, MERGES: tl.constexpr, COLUMNS: tl.constexpr,
     WHOLE: tl.constexpr, REMOVES_MEAN: tl.constexpr,
 ):  # fmt: skip
-    """Each chunk's mean and its sum of squared differences from that, in double."""
+    """Each chunk's mean and its sum of squared differences from that, in double; and x + residual, which is x then."""
     tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     c, outer = rest % chunks, rest // chunks
     begin, end, s, inside, owner = segments_of(tile, segments, each, step, per_group, KEPT, COLUMNS, WHOLE)
@@ -86,7 +87,7 @@ def statistics(
         q = start + tl.arange(0, WIDE)
         mask = inside[:, None] & (q < end)[None, :]
         place = places(outer, s, q, segments, reduced, COLUMNS)
-        x = tl.load(x_at + place, mask=mask, other=0.0).to(tl.float32)
+        x = read(x_at, residual_at, total_at, place, mask)
         count = tl.minimum(end - start, WIDE) * 1.0
         _d, more, its_mean, _power, inverse = centred((x,), (mask,), count, top, REMOVES_MEAN)
         # The part of all so far that these are, and the weight of the difference between the two means.
@@ -105,10 +106,10 @@ def statistics(
 
 @triton.jit
 def apply(
-    x_at, y_at, scale_at, offset_at, work_at, mean_at, variance_at, saved_at,
-    segments, reduced, each, tiles, step, per_group, chunk, chunks, length, divisor, modulus, root,
+    x_at, y_at, scale_at, offset_at, shift_at, gain_at, work_at, mean_at, variance_at, saved_at,
+    segments, reduced, each, tiles, step, per_group, chunk, chunks, length, divisor, modulus, span, row, root,
     KEPT: tl.constexpr, WIDE: tl.constexpr, GROUPS: tl.constexpr, MERGES: tl.constexpr, BLOCK: tl.constexpr,
-    COLUMNS: tl.constexpr, WHOLE: tl.constexpr, AFFINE: tl.constexpr,
+    COLUMNS: tl.constexpr, WHOLE: tl.constexpr, AFFINE: tl.constexpr, ACTIVATION: tl.constexpr,
     REMOVES_MEAN: tl.constexpr, REMOVES_SCALE: tl.constexpr,
 ):  # fmt: skip
     """y from what the chunks left, or, without a workspace, from a mean and a variance that are given.
@@ -152,27 +153,18 @@ def apply(
         low = spread(low, owner, GROUPS, MERGES)
         factor = spread(factor, owner, GROUPS, MERGES)
         if AFFINE == "kept":
-            a = (s // divisor) % modulus
-            if scale_at is not None:
-                scale = tl.load(scale_at + a, mask=inside, other=0.0).to(tl.float32)[:, None]
-            if offset_at is not None:
-                offset = tl.load(offset_at + a, mask=inside, other=0.0).to(tl.float32)[:, None]
+            a, known = ((s // divisor) % modulus)[:, None], inside[:, None]
+            scale, offset = affine(scale_at, offset_at, shift_at, gain_at, a, outer, span, row, known)
         end = tl.minimum(c * chunk + chunk, reduced)
         for start in range(c * chunk, end, WIDE):
             q = start + tl.arange(0, WIDE)
             mask = inside[:, None] & (q < end)[None, :]
             place = places(outer, s, q, segments, reduced, COLUMNS)
             x = tl.load(x_at + place, mask=mask, other=0.0).to(tl.float32)
-            y = normalized(x, power, high, low, factor)
             if AFFINE == "reduced":
-                if scale_at is not None:
-                    scale = tl.load(scale_at + q, mask=q < end, other=0.0).to(tl.float32)[None, :]
-                if offset_at is not None:
-                    offset = tl.load(offset_at + q, mask=q < end, other=0.0).to(tl.float32)[None, :]
-            if scale_at is not None:
-                y *= scale
-            if offset_at is not None:
-                y += offset
+                a, known = q[None, :], (q < end)[None, :]
+                scale, offset = affine(scale_at, offset_at, shift_at, gain_at, a, outer, span, row, known)
+            y = activated(normalized(x, power, high, low, factor) * scale + offset, ACTIVATION)
             tl.store(y_at + place, y.to(y_at.dtype.element_ty), mask=mask)
 
 

@@ -1,13 +1,6 @@
-"""From runs to launches: which loops serve a plan, cut into which tiles. Pure integers, no tuning when called.
+"""From a view of an array to launches: into which tiles it is cut. Pure integers, no tuning when called.
 
-An array is seen in one of two ways:
-
-    rows      nothing kept follows what is reduced: `segments` rows of `reduced` contiguous elements. A row is what has
-              one scale and one offset (or one for each element); `each` neighbouring rows are a group
-    columns   something does: `outer` matrices of `reduced` rows and `segments` columns, summed down the columns;
-              `each` neighbouring columns are a group
-
-and computed in one of two ways:
+It is computed in one of two ways:
 
     held      a program holds whole groups in registers and reads them once
     split     a group is cut into chunks, each a program's, whose results lie in a workspace until the second launch
@@ -20,16 +13,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import groupby
 
-from ...plan import Plan, Run
+from .views import Geometry
 
 # Elements of a tile: 16 KB of float32, 32 numbers for each thread of four warps.
 TILE = 4096
 # Up to here a row stays in registers; the gradient holds x, dy and, where each element has a scale, two sums of it.
 HELD, HELD_GRADIENT, HELD_SUMS = 16384, 16384, 8192
-# Of rows in half precision twice as many fit beside their scale; what the compiler makes for later generations spills.
+# Of rows in half precision twice as many fit beside their scale; what the compiler makes for later generations spills,
+# and so does a modulation or an activation.
 HELD_HALF, HELD_HALF_UNTIL = 32768, 10
 # Short rows side by side: a warp has numbers of its own for each of its rows, and registers for eight, four backward.
 MOST_ROWS = 128
@@ -37,110 +29,8 @@ MOST_ROWS = 128
 WASTE = 0.25
 # A sector of memory is read whole: so much must lie side by side.
 SECTOR = 32
-# Elements of a row, and segments, which are counted in 32 bits; elements of the array are not.
-MOST = 2**30
 # Chunks of a group.
 MOST_CHUNKS = 256
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What the loops are told of a plan.
-
-    Attributes:
-        columns: the second view; else rows.
-        outer, reduced, segments, each: see above.
-        affine: where scale and offset lie: "kept" (one for each segment, or one for all) or "reduced" (one for each
-            element of a row, or each row of a column).
-        divisor, modulus: the segment s has scale (s // divisor) % modulus.
-    """
-
-    columns: bool
-    outer: int
-    reduced: int
-    segments: int
-    each: int
-    affine: str
-    divisor: int = 1
-    modulus: int = 1
-
-    @property
-    def groups(self) -> int:
-        return self.outer * self.segments // self.each
-
-    @property
-    def count(self) -> int:
-        return self.reduced * self.each
-
-    @property
-    def alike(self) -> bool:
-        """Whether the several segments of a group have the same scale."""
-        return self.affine == "kept" and self.each > 1 and self.divisor % self.each == 0
-
-
-@lru_cache(maxsize=8192)
-def geometry(plan: Plan) -> Geometry | None:
-    """How the loops see the runs; None where they do not serve.
-
-    >>> from anynorm import NormSpec
-    >>> from anynorm.plan import plan
-    >>> geometry(plan(NormSpec.of("n [...] (g [c])", g=4), (2, 5, 7, 12)))
-    Geometry(columns=True, outer=2, reduced=35, segments=12, each=3, affine='kept', divisor=1, modulus=12)
-    >>> geometry(plan(NormSpec.of("n (g [c]) [...]", g=4), (2, 12, 5, 7)))
-    Geometry(columns=False, outer=1, reduced=35, segments=24, each=3, affine='kept', divisor=1, modulus=12)
-    """
-    if plan.empty or any(run.extent is None for run in plan.runs):
-        return None
-    kinds = [(reduced, list(runs)) for reduced, runs in groupby(plan.runs, key=lambda run: run.reduced)]
-    outer = kinds.pop(0)[1] if not kinds[0][0] else []
-    if len(kinds) > 3:
-        return None
-    first, kept, last = ([runs for _, runs in kinds] + [[], [], []])[:3]
-    found = _columns(outer, first, kept, last) if kept else _rows(outer, first)
-    return None if found is None or max(found.reduced, found.outer * found.segments) > MOST else found
-
-
-def _rows(outer: list[Run], reduced: list[Run]) -> Geometry | None:
-    if [run.affine for run in reduced] == [True]:
-        # One scale for each element, and the same for every row.
-        if any(run.affine for run in outer):
-            return None
-        return Geometry(False, 1, _size(reduced), _size(outer), 1, "reduced")
-    channels = reduced[:-1] if len(reduced) == 2 and reduced[0].affine else []
-    if any(run.affine for run in reduced[len(channels) :]) or len(reduced) > len(channels) + 1:
-        return None
-    place = _place(outer + channels)
-    if place is None:
-        return None
-    each = _size(channels)
-    return Geometry(False, 1, _size(reduced) // each, _size(outer) * each, each, *place)
-
-
-def _columns(outer: list[Run], reduced: list[Run], kept: list[Run], within: list[Run]) -> Geometry | None:
-    place = _place(kept + within)
-    if place is None or len(reduced) > 1 or any(run.affine for run in outer):
-        return None
-    if reduced[0].affine:
-        if any(run.affine for run in kept + within):
-            return None
-        place = ("reduced", 1, 1)
-    return Geometry(True, _size(outer), _size(reduced), _size(kept + within), _size(within), *place)
-
-
-def _place(runs: list[Run]) -> tuple[str, int, int] | None:
-    """Where among these runs scale and offset lie; None where they do so more than once."""
-    parts = [(affine, _size(list(part))) for affine, part in groupby(runs, key=lambda run: run.affine)]
-    carriers = [i for i, (affine, _) in enumerate(parts) if affine]
-    if not carriers:
-        return "kept", 1, 1
-    if len(carriers) > 1:
-        return None
-    i = carriers[0]
-    return "kept", math.prod(size for _, size in parts[i + 1 :]), parts[i][1]
-
-
-def _size(runs: list[Run]) -> int:
-    return math.prod(run.known for run in runs)
 
 
 @dataclass(frozen=True)
@@ -157,7 +47,7 @@ class Held:
 
     Attributes:
         parts: powers of two that together hold a group's elements.
-        programs: how many share the work; 0: one for each tile.
+        programs: how many share the work, at most; 0: one for each tile.
     """
 
     parts: tuple[int, ...]
@@ -192,14 +82,33 @@ class Split:
     warps: int
 
 
-def gathered(g: Geometry, length: int) -> tuple[int, int, int, int, int]:
-    """How `length` sums lie, as [before, channels, behind], and the tile that adds them: channels, and sums of each."""
+def gathered(g: Geometry, length: int) -> tuple[tuple[int, int, int, int, int], tuple[int, int, int]]:
+    """How `length` sums lie, and the tile that adds them: channels, samples, and sums of each.
+
+    They lie as [lead, samples, within, channels, behind]; outermost are chunks.
+    """
     behind = 1 if g.affine == "reduced" else g.divisor // g.each if g.alike else g.divisor
     channels = g.reduced if g.affine == "reduced" else g.modulus
-    before = length // (channels * behind)
+    samples = max(1, g.samples)
+    lead = 1 if g.affine == "reduced" else length // (g.groups if g.alike else g.outer * g.segments)
+    within = length // (lead * samples * channels * behind)
     # A sector's worth of channels where there are few, so that several processors share them.
     wide = 8 if channels <= 1024 else 32
-    return before, channels, behind, wide, min(padded(before * behind), 1024 // wide)
+    block = min(padded(lead * within * behind), 1024 // wide)
+    return (lead, samples, within, channels, behind), (wide, min(padded(samples), 1024 // wide // block), block)
+
+
+def shared(g: Geometry, tiles: int, most: int) -> tuple[int, int, int]:
+    """How programs share `tiles` tiles of each outer index: their number, tiles that some share, and how many do.
+
+    Those of one outer index where each sample has sums of its own; how many must not depend on the other samples then.
+    """
+    if g.samples:
+        # Their sums are as long as a segment, so that each adds up many.
+        few = max(1, min(most, tiles, g.segments // 32))
+        return g.outer * few, tiles, few
+    few = min(most, g.outer * tiles)
+    return few, g.outer * tiles, few
 
 
 def padded(length: int) -> int:
@@ -224,27 +133,28 @@ def parts(length: int) -> tuple[int, ...]:
     return whole // 2, max(whole // 16, padded(length - whole // 2))
 
 
-def held(g: Geometry, itemsize: int, gradient: bool, device: Device) -> Held | None:
+def held(g: Geometry, itemsize: int, gradient: bool, device: Device, behind: bool = False) -> Held | None:
     """The tiles that hold whole groups; None where groups are too large.
 
     Args:
         itemsize: bytes of an element.
         gradient: whether it is the backward pass.
         device: that computes; a program or a few on each of its processors share the sums over groups.
+        behind: whether a modulation or an activation follows.
     """
     # The sums over a channel would take a tile for each channel.
     if g.each > 1 and (g.columns or gradient):
         return None
     sums = gradient and g.affine == "reduced"
     most = HELD_SUMS if sums else HELD_GRADIENT if gradient else HELD
-    if not (gradient or g.columns or g.each > 1) and itemsize == 2 and device.generation < HELD_HALF_UNTIL:
+    if not (gradient or behind or g.columns or g.each > 1) and itemsize == 2 and device.generation < HELD_HALF_UNTIL:
         most = HELD_HALF
     tile = sum(parts(g.count))
     least = min(SECTOR // itemsize, padded(g.segments)) if g.columns else 1
     if tile * least > most:
         return None
     kept = max(least, min(MOST_ROWS, TILE // padded(tile)))
-    if g.columns:
+    if g.columns or g.samples:
         kept = max(least, min(kept, padded(g.segments)))
     elements = kept * padded(tile)
     warps = _warps(elements * 2 if gradient else elements)

@@ -31,7 +31,8 @@ def places(outer, segments_here, elements, segments, reduced, COLUMNS: tl.conste
         matrix = (outer + tl.zeros([1, 1], tl.int64)) * reduced * segments
         return matrix + elements.to(tl.int64)[None, :] * segments + segments_here[:, None]
     else:
-        return segments_here.to(tl.int64)[:, None] * reduced + elements[None, :]
+        row = (outer + tl.zeros_like(segments_here).to(tl.int64)) * segments + segments_here
+        return row[:, None] * reduced + elements[None, :]
 
 
 @triton.jit

@@ -24,7 +24,7 @@ from triton.runtime.jit import JITFunction
 from anynorm import NormSpec
 from anynorm.kernels.triton import torch as door
 from anynorm.kernels.triton.table import Device
-from anynorm.ops.torch_arrays import plan_of
+from anynorm.ops.torch_choice import plan_of
 from anynorm.plan import Plan
 
 POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,13 +11,11 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from ..kernels import composed
-from ..kernels.select import forced_by_environment
 from ..kernels.torch_memory import can_write
 from ..plan import Plan
-from ..precision import checked_eps
 from ..spec import NormSpec, spec_of
-from . import torch_arrays, torch_compile, torch_given
-from .checks import check_mask, check_shapes, written
+from . import torch_arrays, torch_choice, torch_compile, torch_given
+from .checks import check_mask, written
 from .torch_arrays import Verbs, plain, wants
 from .torch_constant import constant
 from .torch_mask import warn_of_one
@@ -67,7 +64,7 @@ def normalize(
     """y, mean and variance; the two statistics carry no gradient (`moments` does)."""
     if is_traced():
         return normalize_traced(x, scale, offset, mask, spec.encode(), eps, kernel)
-    plan, door = torch_arrays.choice(x, mask, spec, kernel)
+    plan, door = torch_choice.choice(x, mask, spec, kernel)
     return _run(x, scale, offset, mask, plan, door, eps, kernel, True)
 
 
@@ -90,7 +87,7 @@ def normalize_checked(
     """
     if is_traced():
         return normalize_traced(x, scale, offset, mask, sentence, eps, None, erasing)
-    plan, door, eps = choose(x, scale, offset, sentence, eps, mask is not None, erasing)
+    plan, door, eps = torch_choice.checked(x, scale, offset, sentence, eps, mask is not None, erasing)
     if mask is None:
         return _run(x, scale, offset, None, plan, door, eps, None, statistics)
     mask = convert(mask, x) if hasattr(mask, "dtype") else mask
@@ -98,49 +95,6 @@ def normalize_checked(
     y, mean, variance = _run(x, scale, offset, mask, plan, door, eps, None, statistics)
     warn_of_one(x, mask, variance, plan)
     return y, mean, variance
-
-
-def choose(
-    x: Array, scale: Array | None, offset: Array | None, sentence: str, eps: float, masked: bool, erasing: bool,
-    dtype: torch.dtype | None = None,
-) -> tuple[Plan, Any, float]:  # fmt: skip
-    """The plan, the kernel's door and eps, after all checks; cached by what they depend on.
-
-    `dtype`: what is normalized is of x's shape and layout, and of this type.
-    """
-    return _checked_choice(
-        x.shape,
-        x.stride(),
-        dtype or x.dtype,
-        x.device,
-        None if scale is None else scale.shape,
-        None if offset is None else offset.shape,
-        sentence,
-        forced_by_environment(),
-        eps,
-        masked,
-        erasing,
-    )
-
-
-@lru_cache(maxsize=8192)
-def _checked_choice(
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-    scale: tuple[int, ...] | None,
-    offset: tuple[int, ...] | None,
-    sentence: str,
-    forced: str | None,
-    eps: float,
-    masked: bool,
-    erasing: bool,
-) -> tuple[Plan, Any, float]:
-    spec = NormSpec.decode(sentence)
-    check_shapes(torch_arrays.name_of(dtype), tuple(shape), scale, offset, spec, erasing)
-    plan, door = torch_arrays.choice_of(shape, strides, dtype, device, spec, forced, masked)
-    return plan, door, checked_eps(eps)
 
 
 def _run(
@@ -178,7 +132,7 @@ def normalize_into(
     """y written into `out`, which may be x; without a gradient."""
     if wants(x, scale, offset, out):
         raise ValueError("what is written into out= has no gradient: call it under torch.no_grad()")
-    plan, door = torch_arrays.choice(x, mask, spec, kernel)
+    plan, door = torch_choice.choice(x, mask, spec, kernel)
     if door is not None and plain(x, scale, offset, out) and can_write(out, x, scale, offset, plan):
         door.forward(x, scale, offset, plan, eps, out)
         return out
@@ -284,7 +238,7 @@ def moments(x: Array, mask: Array | None, spec: NormSpec, kernel: str | None = N
     """Mean and variance, differentiable."""
     if is_traced():
         return moments_traced(x, mask, spec.encode(), kernel)
-    plan, door = torch_arrays.choice(x, mask, spec, kernel)
+    plan, door = torch_choice.choice(x, mask, spec, kernel)
     # Their derivative is composed, so that where one may be asked for the whole is.
     if door is None or wants(x) or not plain(x):
         return torch_arrays.moments(x, mask, plan)
@@ -309,7 +263,7 @@ def apply_checked(
     """`apply` for arrays that nobody has looked at yet."""
     if is_traced():
         return torch_given.apply(x, mean, variance, scale, offset, sentence, eps)
-    plan, door, eps = choose(x, scale, offset, sentence, eps, False, False)
+    plan, door, eps = torch_choice.checked(x, scale, offset, sentence, eps, False, False)
     kept = plan.kept.shape
     if mean.shape != kept or variance.shape != kept:
         raise ValueError(

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
 from ..kernels import composed, torch_native
-from ..kernels.cpu import torch as cpu
-from ..kernels.select import forced_by_environment, select
+from ..kernels.select import select
 from ..plan import Plan
-from ..plan import plan as make_plan
 from ..precision import STATISTICS, statistics_dtype
-from ..spec import NormSpec
 from . import layout
 
 Array = Any
@@ -130,57 +126,6 @@ def wants(*arrays: Array | None) -> bool:
             if a is not None and a.requires_grad:
                 return True
     return forward_ad._current_level >= 0
-
-
-@lru_cache(maxsize=8192)
-def _memory_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
-    """The dimensions from outermost to innermost in memory, so that channels_last needs no copy."""
-    order = tuple(sorted(range(len(shape)), key=lambda d: (-strides[d], d)))
-    expected = 1
-    for d in reversed(order):
-        if shape[d] != 1 and strides[d] != expected:
-            return tuple(range(len(shape)))
-        expected *= shape[d]
-    return order
-
-
-def plan_of(x: Array, spec: NormSpec) -> Plan:
-    return plan_in_memory(tuple(x.shape), x.stride(), spec)
-
-
-def plan_in_memory(shape: tuple[int, ...], strides: tuple[int, ...], spec: NormSpec) -> Plan:
-    return make_plan(spec, shape, _memory_order(shape, strides))
-
-
-def choice(x: Array, mask: Array | None, spec: NormSpec, forced: str | None) -> tuple[Plan, Any]:
-    """The plan for x as it lies in memory, and the door to the kernel that computes it; None where `forward` here does.
-
-    A door is a module that takes tensors to a kernel of our own: kernels/cpu/torch.py and those like it.
-    """
-    return choice_of(x.shape, x.stride(), x.dtype, x.device, spec, forced or forced_by_environment(), mask is not None)
-
-
-@lru_cache(maxsize=8192)
-def choice_of(
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    dtype: Any,
-    device: torch.device,
-    spec: NormSpec,
-    forced: str | None,
-    masked: bool,
-) -> tuple[Plan, Any]:
-    plan = make_plan(spec, tuple(shape), _memory_order(tuple(shape), strides))
-    return plan, _door(select(plan, "torch", device.type, name_of(dtype), forced, masked).kernel)
-
-
-def _door(kernel: str) -> Any:
-    """Triton takes a second to import, which only those wait for whose tensors it serves."""
-    if kernel == "triton":
-        from ..kernels.triton import torch as triton
-
-        return triton
-    return cpu if kernel == "cpu" else None
 
 
 def forward(

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from ..plan import Plan
 from ..spec import NormSpec
-from . import torch_arrays, torch_onnx
+from . import torch_arrays, torch_choice, torch_onnx
 from .checks import check, check_mask
 from .torch_constant import constant
 
@@ -92,7 +92,7 @@ def _forward(
 
     spec = NormSpec.decode(sentence)
     eps = check(ops, x, scale, offset, mask, spec, eps, erasing)
-    plan, door = torch_arrays.choice(x, mask, spec, kernel)
+    plan, door = torch_choice.choice(x, mask, spec, kernel)
     if door is not None:
         y, mean, variance, saved = door.forward(x, scale, offset, plan, eps)
         mean, variance = torch_arrays.kept_from_runs(x, mean, variance, plan)
@@ -130,7 +130,7 @@ def _backward(
     kernel: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dscale and doffset; empty where there is no scale or offset, since an operator's results cannot be None."""
-    plan, door = torch_arrays.choice(x, mask, NormSpec.decode(sentence), kernel)
+    plan, door = torch_choice.choice(x, mask, NormSpec.decode(sentence), kernel)
     if door is not None:
         dx, dscale, doffset = door.backward(x, dy, scale, offset, saved, plan, eps)
     else:
@@ -183,7 +183,7 @@ def _moments_openly(x: Tensor, mask: Tensor | None, sentence: str) -> tuple[Tens
 
 
 def _fixed_plan(x: Tensor, spec: NormSpec) -> Plan:
-    return torch_arrays.plan_in_memory(tuple(map(int, x.shape)), tuple(map(int, x.stride())), spec)
+    return torch_choice.plan_in_memory(tuple(map(int, x.shape)), tuple(map(int, x.stride())), spec)
 
 
 @torch.library.custom_op("anynorm::moments", mutates_args=())
@@ -191,7 +191,7 @@ def _moments(x: Tensor, mask: Tensor | None, sentence: str, kernel: str | None) 
     from . import torch as ops
 
     check_mask(ops, x, mask)
-    plan, door = torch_arrays.choice(x, mask, NormSpec.decode(sentence), kernel)
+    plan, door = torch_choice.choice(x, mask, NormSpec.decode(sentence), kernel)
     if door is not None:
         mean, variance = door.moments(x, plan)
         return torch_arrays.kept_from_runs(x, mean, variance, plan)
@@ -212,7 +212,7 @@ def moments_fake(x: Tensor, mask: Tensor | None, sentence: str, kernel: str | No
 
 @torch.library.custom_op("anynorm::moments_backward", mutates_args=())
 def _moments_backward(x: Tensor, mask: Tensor | None, dmean: Tensor, dvariance: Tensor, sentence: str) -> Tensor:
-    plan = torch_arrays.plan_of(x, NormSpec.decode(sentence))
+    plan = torch_choice.plan_of(x, NormSpec.decode(sentence))
     return laid_out(torch_arrays.moments_backward(x, mask, dmean, dvariance, plan), x)
 
 

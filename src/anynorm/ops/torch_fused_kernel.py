@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from ..kernels.select import FUSES, forced_by_environment
 from ..spec import NormSpec, affine_names
 from . import torch as ops
-from . import torch_arrays, torch_compile
+from . import torch_arrays, torch_choice, torch_compile
 from .checks import check
 from .torch_constant import constant
 
@@ -70,7 +70,7 @@ def normalize(call: Call, statistics: bool, erasing: bool) -> tuple[Array | None
     if forward_ad._current_level >= 0 or not torch_arrays.plain(*arrays) or (gain is not None and not _leads(x)):
         return None
     dtype = _type_of_sum(x, call.residual)
-    plan, door, eps = ops.choose(x, call.scale, call.offset, call.sentence, call.eps, False, erasing, dtype)
+    plan, door, eps = torch_choice.checked(x, call.scale, call.offset, call.sentence, call.eps, False, erasing, dtype)
     if not hasattr(door, "fused_forward"):
         return None
     if torch_arrays.wants(*arrays):
@@ -211,7 +211,7 @@ def _forward(
 
 
 def _choice(x: Tensor, dtype: torch.dtype, spec: NormSpec, kernel: str) -> tuple[Any, Any]:
-    return torch_arrays.choice_of(x.shape, x.stride(), dtype, x.device, spec, kernel, False)
+    return torch_choice.choice_of(x.shape, x.stride(), dtype, x.device, spec, kernel, False)
 
 
 @_forward.register_fake

@@ -383,9 +383,10 @@ def looked_up(kind: str) -> tuple[Any, Any]:
     return filled(keras.Model(inputs, L.BatchNormalization(name="norm")(L.Dense(3)(y)))), x
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="other backends have no tensors of strings")
 @pytest.mark.parametrize("kind", ["words", "numbers", "text", "weighted", "set later", "line breaks"])
 def test_vocabularies_are_copied(kind):
+    if kind != "numbers" and keras.backend.backend() != "tensorflow":
+        pytest.skip("other backends have no tensors of strings")
     model, x = looked_up(kind)
     for operation in (S.freeze, S.fold, COPYING["swap"], lambda m, **k: S.reestimate(m, [x], progress=False, **k)):
         for probe in (None, x, False):

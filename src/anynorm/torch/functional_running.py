@@ -123,7 +123,7 @@ def batch_norm(
 
 
 def _goes_to_onnx(mask: Tensor | None, from_input: bool, running_mean: Tensor | None) -> bool:
-    """As `goes_to_onnx`; what uses running statistics needs no mask, what moves them is not exported with one."""
+    """As `goes_to_onnx`; what uses running statistics needs no mask, what moves them cannot be exported with one."""
     if not from_input:
         return goes_to_onnx(None)
     if mask is not None and running_mean is not None and goes_to_onnx(None):

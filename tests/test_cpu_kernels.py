@@ -179,6 +179,29 @@ def test_a_sample_alone_gives_the_same_bits_as_in_a_batch(case: Case, dtype: str
         np.testing.assert_array_equal(alone.dx, whole.dx[part])
 
 
+@pytest.mark.parametrize("length", [8, 20, 64, 300])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_rows_have_the_signs_of_zero_that_they_have_alone(dtype: str, length: int, isa: str) -> None:
+    """Also a zero times a negative scale without an offset, however many rows there are and wherever they go."""
+    rng = np.random.default_rng(5)
+    half = rng.integers(-1, 2, (5, length // 2))
+    x = np.concatenate([half, -half], axis=1).astype(TYPES[dtype])
+    scale = -np.ones(length, np.float64 if dtype == "float64" else np.float32)
+    whole = Run(replace(BY_NAME["layer, short rows"], shape=x.shape), x, x, scale, None)
+    assert (whole.y == 0).any()
+    for past in (0, 1):
+        cpu.use_cache(past)
+        for i in range(len(x)):
+            alone = Run(
+                replace(BY_NAME["layer, short rows"], shape=(1, length)),
+                x[i : i + 1].copy(),
+                x[i : i + 1].copy(),
+                scale,
+                None,
+            )
+            assert alone.y.tobytes() == whole.y[i : i + 1].tobytes()
+
+
 @pytest.mark.parametrize("name", ["RMS, first axis", "layer, channels first", "batch, channels last"])
 def test_columns_do_not_see_their_neighbours(name: str, isa: str) -> None:
     """One column whose first rows lie far from the rest has another kind of sums; only that one."""

@@ -276,6 +276,16 @@ assert got[0].sharding.spec == P("d"), got[0].sharding
 compare(got)
 """
 
+ASKED = """
+asked = lambda x: anynorm.normalize(x, PATTERN, kernel="cpu", **SIZES)
+try:
+    jax.jit(asked)(parted[0])
+except ValueError as error:
+    assert "the cpu kernel was asked for and cannot run here: the arrays lie on several devices" in str(error), error
+else:
+    raise AssertionError("something else computed")
+"""
+
 SHARD_MAP = """
 each = jax.shard_map(pull, mesh=mesh, in_specs=(P("d"), P(), P(), P("d")), out_specs=(P("d"), P(), P()))
 text = jax.jit(each).lower(parted[0], scale, offset, parted[1]).compile().as_text()
@@ -312,7 +322,7 @@ def run(code: str, flags: str) -> str:
 
 @pytest.mark.parametrize(("pattern", "sizes"), [("n [...] (g [c])", {"g": 2}), ("... [c]", {}), ("[...] c", {})])
 def test_sharded_arrays_are_not_gathered(pattern, sizes):
-    code = f"PATTERN, SIZES = {pattern!r}, {sizes!r}" + SHARDED + JIT + (SHARD_MAP if pattern[0] != "[" else "")
+    code = f"PATTERN, SIZES = {pattern!r}, {sizes!r}" + SHARDED + JIT + ASKED + (SHARD_MAP if pattern[0] != "[" else "")
     run(code, "--xla_force_host_platform_device_count=4")
 
 

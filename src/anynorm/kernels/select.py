@@ -32,7 +32,8 @@ _DOORS = {"numpy": "cpu", "torch": "cpu", "jax": "jax", "tensorflow": "tensorflo
 _NOTES = {
     "jax": "; jax.export writes composed instead, and refuses them where they are asked for",
     "tensorflow": "; a SavedModel with them loads after anynorm.kernels.cpu.tensorflow.register(), and one exported "
-    f"under {VARIABLE}=composed anywhere",
+    f"under {VARIABLE}=composed anywhere; XLA compiles only the latter, as it compiles no tf.function that ran by "
+    "itself with them before",
 }
 
 

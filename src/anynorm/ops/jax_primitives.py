@@ -185,6 +185,11 @@ def _lower(primitive: Primitive, platform: str, ctx: Any, *args: Any, formula: F
     # Decided here rather than where it was traced: JAX exports the program that it has, if it ran one before.
     is_exported = ctx.module_context.lowering_parameters.for_export and not formula.asked
     may_call = _on_one_device(ctx) and not is_exported
+    if formula.asked and formula.kernel != "composed" and not may_call:
+        raise ValueError(
+            f"the {formula.kernel} kernel was asked for and cannot run here: the arrays lie on several devices, which "
+            "would be gathered for it; call it under jax.shard_map, or ask for no kernel"
+        )
     kernel = _kernel(primitive, platform, formula, ctx.avals_in[has.index("x")]) if may_call else None
     more = {"doubles": platform == "cpu" and not is_exported} if primitive is forward_p else {}
 

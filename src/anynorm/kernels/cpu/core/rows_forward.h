@@ -168,7 +168,8 @@ inline void scale_elements(const T* x, T* y, int64_t n, Centre<A> centre, const 
       for (int64_t j = 0; j < 4; ++j) one(i + j * L);
     for (; i + L <= n; i += L) one(i);
   } else {
-    const auto one = [&](int64_t at) { store<A>(y + at, Vec<A>(k.h(load<A>(x + at)) * load<A>(scale + at))); };
+    // Plus 0, as everywhere else: a product alone keeps a sign of zero that the others lose.
+    const auto one = [&](int64_t at) { store<A>(y + at, fma(k.h(load<A>(x + at)), load<A>(scale + at), zero)); };
     for (; i + 4 * L <= n; i += 4 * L)
       for (int64_t j = 0; j < 4; ++j) one(i + j * L);
     for (; i + L <= n; i += L) one(i);

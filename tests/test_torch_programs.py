@@ -162,10 +162,9 @@ NODES = {
 def test_onnx_has_single_nodes(opset, tmp_path):
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    # torch's new exporter starts at opset 18, and its old one knows no RMS normalization.
+    # torch's new exporter starts at opset 18.
     is_old = opset == 17
-    names = [name for name, *_ in MODULES if not (is_old and name.startswith("RMS"))]
-    module = torch.nn.Sequential(*(made(name, args) for name, args, *_ in MODULES if name in names)).eval()
+    module = torch.nn.Sequential(*(made(name, args) for name, args, *_ in MODULES)).eval()
     x, file = torch.randn(IMAGE), str(tmp_path / "model.onnx")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -191,7 +190,7 @@ class Sentence(torch.nn.Module):
 
 @pytest.mark.parametrize("opset", [17, 18])
 def test_onnx_composes_what_it_has_no_node_for(opset, tmp_path):
-    """Sentences and filter response normalization, in one model; a batch of any size in the new exporter."""
+    """Sentences and filter response normalization, and what the old exporter knows no length of, in one model."""
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     module = torch.nn.Sequential(
@@ -201,18 +200,23 @@ def test_onnx_composes_what_it_has_no_node_for(opset, tmp_path):
         A.Norm("n (g [c]) h [w]", affine="(g c) h", g=3, c=2, h=5),
         A.Norm("[n] c ...", c=6, remove="mean"),
         A.Norm("n [c] ...", c=6, remove="scale", bias=False),
+        A.LayerNorm2d(6),
+        A.RMSNorm2d(6),
         Sentence(),
     ).eval()
     torch.manual_seed(0)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter)
     x, file, is_old = torch.randn(IMAGE), str(tmp_path / "model.onnx"), opset == 17
-    open_ = {} if is_old else {"dynamic_shapes": ({0: torch.export.Dim("n", min=2)},)}
+    if is_old:
+        open_ = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}}
+    else:
+        open_ = {"dynamic_shapes": ({0: torch.export.Dim("n", min=2)},)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(module, (x,), file, opset_version=opset, dynamo=not is_old, verbose=False, **open_)
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    for batch in (x,) if is_old else (x, torch.randn(7, *IMAGE[1:])):
+    for batch in (x, torch.randn(7, *IMAGE[1:])):
         (y,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
         close(torch.tensor(y), module(batch))
 

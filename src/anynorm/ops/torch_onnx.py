@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as peer
 
-from ..spec import NormSpec, affine_names
+from ..spec import MOMENTS, NormSpec, affine_names
 
 
 def goes_to_onnx(mask: Tensor | None) -> bool:
@@ -17,6 +17,24 @@ def goes_to_onnx(mask: Tensor | None) -> bool:
     Not asked where nothing is traced, since that would cost a small array's time.
     """
     return mask is None and torch.onnx.is_in_onnx_export()
+
+
+def _is_old() -> bool:
+    """Whether torch's old exporter looks on, which traces; lengths are tensors for it."""
+    return torch._C._get_tracing_state() is not None
+
+
+def length(x: Tensor, axis: int) -> int:
+    """A length that the exported program may take for constant."""
+    return int(x.shape[axis]) if _is_old() else x.shape[axis]
+
+
+def rms_norm(x: Tensor, normalized_shape: list[int], weight: Tensor | None, eps: float) -> Tensor:
+    """torch's own, or in operations for the old exporter, which knows none."""
+    if not _is_old():
+        return peer.rms_norm(x, normalized_shape, weight, eps)
+    y = _over(x, tuple(range(-len(normalized_shape), 0)), ("scale",), eps)
+    return (y if weight is None else y * weight).to(x.dtype)
 
 
 def normalize(
@@ -53,13 +71,20 @@ def normalize(
 
 
 def _over_last(x: Tensor, spec: NormSpec, eps: float | Tensor) -> Tensor:
-    if spec.remove == ("mean",):
-        return x - x.mean(-1, keepdim=True)
-    if spec.remove == ("scale",):
-        # Before opset 23 there is no RMS normalization to name, and squares leave half precision's range.
-        work = x if x.dtype == torch.float64 else x.float()
-        return work * torch.rsqrt(work.square().mean(-1, keepdim=True) + eps)
-    return peer.layer_norm(x, x.shape[-1:], eps=float(eps))
+    # Before opset 23 there is no RMS normalization to name. The old exporter writes a layer norm's length down.
+    if spec.remove == MOMENTS and not _is_old():
+        return peer.layer_norm(x, x.shape[-1:], eps=float(eps))
+    return _over(x, (-1,), spec.remove, eps)
+
+
+def _over(x: Tensor, axes: tuple[int, ...], remove: tuple[str, ...], eps: float | Tensor) -> Tensor:
+    # Squares leave half precision's range.
+    d = x if x.dtype == torch.float64 else x.float()
+    if "mean" in remove:
+        d = d - d.mean(axes, keepdim=True)
+    if "scale" in remove:
+        d = d * torch.rsqrt(d.square().mean(axes, keepdim=True) + eps)
+    return d
 
 
 def _over_some(x: Tensor, counted: Tensor, spec: NormSpec, eps: float | Tensor) -> Tensor:

@@ -44,6 +44,7 @@ from torch.nn import functional as peer
 from torch.overrides import has_torch_function_variadic
 
 from ..ops import torch as ops
+from ..ops import torch_onnx
 from ..ops.torch_fused import operation
 from ..ops.torch_onnx import goes_to_onnx
 from . import nested
@@ -132,7 +133,7 @@ def rms_norm(
     shape = tuple(normalized_shape)
     sentence = over_last(shape, ("scale",))
     if ops.is_traced() and goes_to_onnx(mask):
-        return exported(how, sentence, input, peer.rms_norm, list(shape), weight, eps)
+        return exported(how, sentence, input, torch_onnx.rms_norm, list(shape), weight, _rms_eps(input, eps))
     try:
         return how.normalize_checked(input, weight, None, mask, sentence, _rms_eps(input, eps))[0]
     except ValueError:
@@ -192,7 +193,7 @@ def rms_norm2d(
     if has_torch_function_variadic(input, weight, residual):
         return overridden(rms_norm2d, (input, weight, residual), (input, weight, eps), how, mask=mask)
     if ops.is_traced() and goes_to_onnx(mask):
-        return exported(how, RMS_CHANNELS, input, _over_channels, peer.rms_norm, weight, eps)
+        return exported(how, RMS_CHANNELS, input, _over_channels, torch_onnx.rms_norm, weight, _rms_eps(input, eps))
     return how.normalize_checked(input, weight, None, mask, RMS_CHANNELS, _rms_eps(input, eps))[0]
 
 
@@ -232,7 +233,7 @@ def group_norm(
 def _over_channels(x: Tensor, norm: Callable[..., Tensor], *given: Any) -> Tensor:
     """One of torch's own functions, over axis 1."""
     last_axis = x.ndim - 1
-    return norm(x.movedim(1, last_axis), [x.shape[1]], *given).movedim(last_axis, 1)
+    return norm(x.movedim(1, last_axis), [torch_onnx.length(x, 1)], *given).movedim(last_axis, 1)
 
 
 def _check_end(input: Tensor, shape: tuple[int, ...]) -> None:

@@ -199,6 +199,16 @@ def recurrent() -> Any:
     )
 
 
+def states() -> Any:
+    """Initial states that an encoder gives, cells on top of each other, and a layer with random numbers of its own."""
+    one, two, image = keras.Input((5, 3)), keras.Input((4, 2)), keras.Input(IMAGE)
+    _, h, c = layers.LSTM(3, return_state=True)(one)
+    y = layers.LSTM(3, return_sequences=True)(two, initial_state=[h, c])
+    y = layers.Bidirectional(layers.GRU(3, return_sequences=True))(y, initial_state=[h, c])
+    y = layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)])(layers.GRU(3, return_sequences=True)(y, initial_state=h))
+    return keras.Model([one, two, image], [y, layers.Conv2D(2, 3)(layers.RandomFlip()(image))])
+
+
 def wrapped(wrap: Callable[[Any], Any]) -> Any:
     """A wrapper around each kind of layer that it takes."""
     return functional(
@@ -249,6 +259,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "cyclegan": cyclegan,
     "recurrent": recurrent,
     "activations": activations,
+    "states": states,
 }
 
 
@@ -275,8 +286,8 @@ def save(model: Any, folder: Path) -> list[str]:
     ways: dict[str, Callable[[str], Any]] = {
         "model.h5": lambda path: model.save(path, save_format="h5"),
         "model.keras": lambda path: model.save(path, save_format="keras"),
-        # Without the traced functions, which are large and which nobody reads who is after structure and weights.
-        "saved": lambda path: model.save(path, save_format="tf", save_traces=False),
+        # The traced functions take minutes and much space. With them, as by default, all variables are in a list too.
+        "saved": lambda path: model.save(path, save_format="tf", save_traces=folder.name == "states"),
         "old_weights.h5": lambda path: model.save_weights(path),
         "model.weights.h5": lambda path: model.save_weights(path),
     }

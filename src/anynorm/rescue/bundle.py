@@ -16,7 +16,7 @@ import numpy as np
 
 from .checksum import crc32c
 from .errors import RescueError
-from .protobuf import fields, message, number, varint
+from .protobuf import fields, message, number, text, varint
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48
@@ -35,6 +35,9 @@ TYPES = {
     23: "<u8",
 }
 STRING = 7
+GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+# The state of random numbers, which is drawn anew.
+RANDOM = "/_random_generator/"
 LARGEST_INDEX = 1 << 23
 
 
@@ -51,11 +54,21 @@ class Entry:
     is_text: bool
 
 
+@dataclass(frozen=True)
+class Object:
+    """What TensorFlow saved: the numbers of the objects in it, by their names, and the key of its variable or ""."""
+
+    children: dict[str, int]
+    key: str
+
+
 class Bundle:
     """The variables that `variables/variables.index` names.
 
     Attributes:
         entries: by key, such as "layer_with_weights-0/kernel/.ATTRIBUTES/VARIABLE_VALUE".
+        objects: the objects of the model, which is the first of them. A variable may be in several, and its key is the
+            shortest way to it, which may be through a list of all variables.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -81,11 +94,25 @@ class Bundle:
         for path, end in ends.items():
             if not path.is_file() or end > path.stat().st_size:
                 raise RescueError(f"{path} is missing or cut off: it should reach to byte {end:,} at least")
-        for key, entry in read.items():
-            if entry.is_text:
-                self._data(entry, key)
+        texts = {key: self._data(entry, key) for key, entry in read.items() if entry.is_text}
+        self.objects = _objects(texts[GRAPH]) if GRAPH in texts else []
+        if not self.objects:
+            raise RescueError(f"{self.index} does not say which variable is whose; it is damaged, or of TensorFlow 1")
         self.entries = {key: entry for key, entry in read.items() if entry.dtype}
         self.seen: set[str] = set()
+
+    def object(self, path: str, at: int = 0) -> int | None:
+        """The number of the object at a path such as "layer_with_weights-0/cell" from another, or None."""
+        found: int | None = at
+        for name in path.split("/"):
+            found = None if found is None else self.objects[found].children.get(name)
+        return found
+
+    def key(self, at: int, name: str) -> str:
+        """The key of the variable that an object has under a name, or ""."""
+        found = self.object(name, at)
+        key = "" if found is None else self.objects[found].key
+        return key if key in self.entries else ""
 
     def _shard(self, entry: Entry) -> Path:
         return self.index.with_name(f"variables.data-{entry.shard:05d}-of-{self.shards:05d}")
@@ -107,7 +134,11 @@ class Bundle:
 
     def unread(self) -> list[str]:
         """The variables of layers that have not been read."""
-        return [key for key in self.entries if key.startswith("layer") and key not in self.seen]
+        return [
+            key
+            for key in self.entries
+            if key.startswith(("layer", "variables/")) and RANDOM not in key and key not in self.seen
+        ]
 
 
 def _entry(value: bytes) -> Entry:
@@ -126,6 +157,26 @@ def _entry(value: bytes) -> Entry:
     if dtype and math.prod(shape) * np.dtype(dtype).itemsize != found[5]:
         raise RescueError(f"the index gives a variable of shape {shape} {found[5]} bytes; the file is damaged")
     return Entry(dtype, tuple(shape), found[3], found[4], found[5], found[6], found[1] == STRING)
+
+
+def _objects(data: bytes) -> list[Object]:
+    """The objects that the text of a checkpoint lists; the text comes behind its length and a checksum of that."""
+    _, at = varint(data, 0)
+    found = []
+    for field, node in fields(data[at + 4 :]):
+        if field != 1:
+            continue
+        children, key = {}, ""
+        for kind, part in fields(message(node)):
+            said = dict(fields(message(part))) if kind in (1, 2) else {}
+            if kind == 1:
+                children[text(said.get(2, b""))] = number(said.get(1, 0))
+            elif kind == 2 and text(said.get(1, b"")) == "VARIABLE_VALUE":
+                key = text(said.get(3, b""))
+        found.append(Object(children, key))
+    if any(i >= len(found) for one in found for i in one.children.values()):
+        raise RescueError("an object of the checkpoint has one in it that is not there; the file is damaged")
+    return found
 
 
 def _with_lengths(data: bytes, count: int) -> bytes:

@@ -107,6 +107,8 @@ def why_not(old: str) -> str:
         return f"{old} is an operation of TensorFlow used as a layer; write it as a layer of Keras and save again"
     if old.startswith("Addons>"):
         return f"{old} is of TensorFlow Addons and no normalization that anynorm has"
+    if inspect.isclass(getattr(keras.layers, old, None)):
+        return f"{old} is in Keras 3, but what of an old one to put into it is not known here"
     return f"there is no {old[:80]} in Keras 3 or anynorm; a class of your own cannot be known here"
 
 

@@ -14,7 +14,6 @@ from .errors import RescueError
 from .h5 import Reader
 from .layout import Part, Slot, in_order, snake
 
-SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 LARGEST_WEIGHT = 1e30
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
 
@@ -135,25 +134,24 @@ def _numbered_names(parts: Iterable[Part]) -> list[tuple[str, Part]]:
 
 
 def from_names(filler: Filler, bundle: Bundle, layers: dict[str, str]) -> None:
-    """Weights by their paths in a SavedModel; `layers` tells the name of the layer at each path of models."""
-    stored = {
-        key.removesuffix(SUFFIX): Stored(key.removesuffix(SUFFIX), entry.shape, partial(bundle.read, key))
-        for key, entry in bundle.entries.items()
-        if key.endswith(SUFFIX)
-    }
-    _by_name(filler, filler.part, stored, "", layers)
+    """Weights of a SavedModel by the objects that have them; `layers` tells the name of the layer at each path."""
+    names = {bundle.object(path): name.replace("/", "_") for path, name in layers.items()}
+    _by_name(filler, filler.part, bundle, 0, names)
 
 
-def _by_name(filler: Filler, part: Part, stored: dict[str, Stored], path: str, layers: dict[str, str]) -> None:
+def _by_name(filler: Filler, part: Part, bundle: Bundle, at: int, names: dict[int | None, str]) -> None:
     for slot in part.own:
-        one = next((stored[path + name] for name in slot.names if path + name in stored), None)
-        if one is not None:
-            filler.put(slot, one)
+        found = ((name, bundle.key(at, name)) for name in slot.names)
+        name, key = next(((name, key) for name, key in found if key), ("", ""))
+        if key:
+            stored = Stored(f"{part.name}/{name}", bundle.entries[key].shape, partial(bundle.read, key))
+            filler.put(slot, stored)
     for key, child in part.children.items():
-        if not part.is_model:
-            _by_name(filler, child, stored, f"{path}{key.replace('cells/', 'cell-')}/", layers)
-            continue
-        for place, name in layers.items():
-            inside, _, last = f"/{place}".rpartition("/")
-            if name.replace("/", "_") == child.name and inside[1:] == path.removesuffix("/"):
-                _by_name(filler, child, stored, f"{path}{last}/", layers)
+        if part.is_model:
+            inside = bundle.objects[at].children.items()
+            ways = (i for name, i in inside if name.startswith("layer") and names.get(i) == child.name)
+            place = next(ways, None)
+        else:
+            place = bundle.object(key, at)
+        if place is not None:
+            _by_name(filler, child, bundle, place, names)

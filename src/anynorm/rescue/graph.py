@@ -246,6 +246,11 @@ class Builder:
             if not earlier or any(one is None for one in [*given, *keywords.values()]):
                 return False
             keywords = {key: None if value is calls.NONE else value for key, value in keywords.items()}
+            if isinstance(layers[name], RECURRENT) and len(given) > 1:
+                # Keras 2 wrote the initial states as further inputs.
+                given, keywords["initial_state"] = given[:1], given[1:]
+                if keywords.pop("constants", None) is not None:
+                    raise RescueError("Keras 3 has no constants of recurrent layers")
             one = len(given) == 1 and not isinstance(layers[name], MERGING)
             if one and at == first:
                 tensors[name][at] = self._call(layers[name], specs[name], given[0], **keywords)
@@ -258,3 +263,4 @@ MERGING = tuple(
     getattr(keras.layers, name)
     for name in ("Add", "Average", "Concatenate", "Dot", "Maximum", "Minimum", "Multiply", "Subtract")
 )
+RECURRENT = (keras.layers.Bidirectional, keras.layers.RNN)

@@ -82,8 +82,16 @@ bench: $(KERNELS)
 	$(if $(ARGS),,$(BIN)/python benchmarks/fit.py)
 	$(if $(ARGS),,$(BIN)/python benchmarks/bounds.py)
 
+# PyTorch's pool of memory would hide from memcheck where an array ends.
 gpu: $(KERNELS)
 	$(BIN)/pytest -q tests/gpu/device
+	$(BIN)/pytest -q tests/test_pallas.py -k on_a_gpu
+	@if ! command -v compute-sanitizer >/dev/null; then \
+		echo "compute-sanitizer is not on the PATH: going on without memcheck and racecheck"; exit 0; fi; \
+	for tool in memcheck racecheck; do \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+			$(BIN)/python -m pytest -q tests/gpu/device -k "test_values and not large" || exit 1; \
+	done
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 instructions: $(KERNELS)

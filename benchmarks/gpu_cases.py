@@ -80,6 +80,7 @@ GOALS = (
     Goal("group NHWC forward", FORWARD, 3, 0.85, 3, _NHWC),
     Goal("group NHWC backward", BACKWARD, 5, 0.75, 3, _NHWC),
     Goal("instance NHWC forward", FORWARD, 3, 0.85, 3, _INSTANCE),
+    Goal("instance NHWC backward", BACKWARD, 5, 0.75, 3, _INSTANCE),
     Goal("instance NCHW forward", FORWARD, 2, 0.85, 3, _INSTANCE_FIRST),
     Goal("group + SiLU, 260 µs at most", FORWARD, 3, None, 15, (
         Case(_FIRST, (1, 128, 20, 256, 256), 32, dtype="bfloat16"),), around="silu", most=0.26),

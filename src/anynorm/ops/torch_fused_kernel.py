@@ -201,13 +201,19 @@ def _forward(
     """y, the sum (empty without a residual), mean, variance, and what the gradient needs."""
     spec = NormSpec.decode(sentence)
     eps = check(ops, x, scale, offset, None, spec, eps, erasing)
-    seen = x if gain is None or _leads(x) else x.contiguous()
+    seen = _seen(x, gain)
     plan, door = _choice(seen, _type_of_sum(x, residual), spec, kernel)
     around = door.Around(residual, shift, gain, activation)
     y, total, mean, variance, saved = door.fused_forward(seen, scale, offset, plan, eps, around)
     mean, variance = torch_arrays.kept_from_runs(seen, mean, variance, plan)
     total = x.new_empty(0) if total is None else torch_compile.laid_out(total, x)
     return torch_compile.laid_out(y, x), total, mean, variance, saved
+
+
+def _seen(x: Tensor, gain: Tensor | None) -> Tensor:
+    """x without gaps, as the sum lies too, so that both passes have one plan; its samples outermost if they must be."""
+    x = torch_compile.laid_out(x, x)
+    return x if gain is None or _leads(x) else x.contiguous()
 
 
 def _choice(x: Tensor, dtype: torch.dtype, spec: NormSpec, kernel: str) -> tuple[Any, Any]:
@@ -240,7 +246,7 @@ def _backward(
     kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx, dscale, doffset, dshift and dgain; empty for what is not there."""
-    x = total if gain is None or _leads(total) else total.contiguous()
+    x = _seen(total, gain)
     plan, door = _choice(x, x.dtype, NormSpec.decode(sentence), kernel)
     around = door.Around(None, shift, gain, activation)
     dx, *smalls = door.fused_backward(x, dy, dtotal, scale, offset, saved, plan, eps, around)

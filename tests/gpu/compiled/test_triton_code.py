@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton_code import Code, Launch, arrays, compiled, launched, recorded
@@ -180,6 +182,14 @@ def test_launches(name):
     for launch in launches:
         if launch.name not in ("gather", "backward"):
             assert launch.grid[0] >= 4 * 132, (launch.name, launch.grid)
+
+
+def test_very_many_samples_have_sums_beyond_two_to_the_31():
+    """Each has a row of them where it has a shift and a gain, and where that begins takes 64 bits."""
+    launches = launched("n [c]", (2**20 + 1, 2048), HALF, modulation=True)
+    (source,) = (launch.source for launch in launches if launch.name == "backward")
+    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True}).asm["ttir"]
+    assert re.findall(r"tt\.addptr %sums_at, .*, (i\d+)", code) == ["i64"]
 
 
 @pytest.mark.parametrize(("one", "other"), [((4096, 1024), (8192, 1024)), ((48, 1024), (4095, 1024))])

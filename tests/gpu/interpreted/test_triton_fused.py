@@ -345,6 +345,32 @@ def test_compiled_programs_run_the_kernel(name, turned):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5 if turned else 0)
 
 
+@pytest.mark.parametrize("with_sum", [True, False])
+def test_compiled_programs_take_arrays_with_gaps(with_sum):
+    """Channels outermost, every second position: both passes have to see the groups in one order."""
+    torch._dynamo.reset()
+    case = Case("instance, gaps", "n c [...]", (2, 3, 5))
+    x, dy = arrays(case)
+    x = x.transpose(0, 1).repeat_interleave(2, 2).transpose(0, 1)[..., ::2]
+    residual, _ = around(case, residual=with_sum, modulation=False)
+    sentence = case.spec.encode()
+
+    def program(x, residual):
+        out = Fused(residual, None, "silu").normalize_checked(x, None, None, None, sentence, 1e-5)[0]
+        return out if with_sum else (out,)
+
+    found = []
+    for function in (program, torch.compile(program, fullgraph=True, backend="aot_eager")):
+        given = [None if a is None else a.detach().requires_grad_() for a in (x, residual)]
+        with asked_for(), launches() as names:
+            outs = function(*given)
+            grads = torch.autograd.grad(outs, [a for a in given if a is not None], [dy, dy.flip(0)][: len(outs)])
+        counted(names)
+        found.append([*outs, *grads])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
 def test_channels_last_and_samples_that_are_not_outermost():
     case = BY_NAME[FIRST]
     x, dy = arrays(case)

@@ -112,7 +112,7 @@ def backward(
             doffsets = more_offsets
         for i in tl.static_range(len(PARTS)):
             q = i * PARTS[0] + tl.arange(0, PARTS[i])
-            at = sums_at + first * reduced + q
+            at = sums_at + first.to(tl.int64) * reduced + q
             tl.store(at, tl.sum(dscales[i], 0), mask=q < reduced)
             tl.store(at + length, tl.sum(doffsets[i], 0), mask=q < reduced)
     else:

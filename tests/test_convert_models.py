@@ -44,6 +44,11 @@ class InFlax(nnx.Module):
         return self.attn_norm(self.norm_in(x) ** 2)
 
 
+def _called(given: Any) -> str:
+    """The name of a case: what Flax prints has addresses in it, which every process of pytest-xdist has its own."""
+    return given if isinstance(given, str) else type(given).__name__
+
+
 def filled(model: Any) -> Any:
     torch.manual_seed(0)
     with torch.no_grad():
@@ -113,7 +118,7 @@ def test_chains_are_paired_by_their_order():
         (nn.LayerNorm(C, bias=False), nnx.LayerNorm(C, use_scale=False, **R), r"\(6,\), scale\) .* \(6,\), offset\)"),
         (T.FilterResponseNorm(C, learned_eps=True), T.FilterResponseNorm(C), "and learned_eps"),
     ],
-    ids=str,
+    ids=_called,
 )
 def test_doubtful_pairs_are_refused(one, other, words):
     with pytest.raises(ValueError, match=words):
@@ -484,7 +489,7 @@ BARE = {"use_scale": False, "use_bias": False}
         (A.GroupNorm(C, 2, reduction_axes=(-2, -1), **R), "... [a0] (g [a1])"),
         (A.GroupNorm(C, 2, reduction_axes=-1, **R), "... (g [a0])"),
     ],
-    ids=lambda given: given if isinstance(given, str) else type(given).__name__,
+    ids=_called,
 )
 def test_axes_of_flax_that_others_have_as_a_sentence(module, text, to):
     for i, variable in enumerate([v for name in ("scale", "bias") if (v := getattr(module, name, None)) is not None]):
@@ -509,7 +514,7 @@ def test_axes_of_flax_that_others_have_as_a_sentence(module, text, to):
         # Flax's own computes something else.
         (nnx.GroupNorm(C, 2, reduction_axes=(-2, -1), **R), "make it anynorm.nnx.GroupNorm"),
     ],
-    ids=str,
+    ids=_called,
 )
 def test_axes_of_flax_that_say_too_little_are_refused(module, words):
     with pytest.raises(ValueError, match=words):

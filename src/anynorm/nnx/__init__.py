@@ -13,6 +13,11 @@ What differs from Flax on purpose:
 - A wrong number of features, an axis named twice and a mask of numbers are errors, and a warning says that every
   statistic is over one element, also under a mask whose values are known: a traced one's are not.
 
+Take second derivatives by `jax.hessian`, which is forward over reverse mode. `jax.jacrev(jax.jacfwd(f))` may be wrong
+on CPUs: XLA in JAX 0.10.2 makes wrong programs of some products of broadcast arrays, in which nothing need be ours, as
+`jax.jit(lambda c, a, b, r: (a * (c[:, :, None, None] * b)).sum(-1)[..., None] * r)` shows with the shapes (48, 96),
+(96, 12, 8), (12, 8) and (96, 12, 1).
+
 `jax.export` writes a program of JAX's own operations, which runs without anynorm, and not the kernels that serve here.
 """
 

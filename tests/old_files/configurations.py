@@ -18,17 +18,18 @@ layers = tf.keras.layers
 # Their arguments where there have to be some.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "Activation": ("relu",), "AlphaDropout": (0.2,), "CategoryEncoding": (5,), "CenterCrop": (2, 2), "Dense": (3,),
-    "DepthwiseConv1D": (3,), "DepthwiseConv2D": (3,), "Dot": (1,), "Dropout": (0.2,), "EinsumDense": ("ab,bc->ac", 3),
-    "Embedding": (5, 3), "GRU": (3,), "GRUCell": (3,), "GaussianDropout": (0.2,), "GaussianNoise": (0.2,),
-    "InputLayer": ((4,),), "LSTM": (3,), "LSTMCell": (3,), "MultiHeadAttention": (2, 3), "Permute": ((1, 2),),
-    "RandomBrightness": (0.2,), "RandomContrast": (0.2,), "RandomRotation": (0.2,), "RandomTranslation": (0.2, 0.2),
-    "RandomZoom": (0.2,), "RepeatVector": (2,), "Rescaling": (2.0,), "Reshape": ((4,),), "Resizing": (3, 3),
-    "SimpleRNN": (3,), "SimpleRNNCell": (3,), "SpatialDropout1D": (0.2,), "SpatialDropout2D": (0.2,),
-    "SpatialDropout3D": (0.2,), "ThresholdedReLU": (0.3,),
+    "DepthwiseConv1D": (3,), "DepthwiseConv2D": (3,), "Discretization": ([0.0, 1.0],), "Dot": (1,), "Dropout": (0.2,),
+    "EinsumDense": ("ab,bc->ac", 3), "Embedding": (5, 3), "GRU": (3,), "GRUCell": (3,), "GaussianDropout": (0.2,),
+    "GaussianNoise": (0.2,), "InputLayer": ((4,),), "IntegerLookup": (None, 1, None, -1, [7, 2]), "LSTM": (3,),
+    "LSTMCell": (3,), "MultiHeadAttention": (2, 3), "Permute": ((1, 2),), "RandomBrightness": (0.2,),
+    "RandomContrast": (0.2,), "RandomRotation": (0.2,), "RandomTranslation": (0.2, 0.2), "RandomZoom": (0.2,),
+    "RepeatVector": (2,), "Rescaling": (2.0,), "Reshape": ((4,),), "Resizing": (3, 3), "SimpleRNN": (3,),
+    "SimpleRNNCell": (3,), "SpatialDropout1D": (0.2,), "SpatialDropout2D": (0.2,), "SpatialDropout3D": (0.2,),
+    "ThresholdedReLU": (0.3,),
 }  # fmt: skip
 CONVOLUTIONS = (
-    "Conv1D", "Conv1DTranspose", "Conv2D", "Conv2DTranspose", "Conv3D", "Conv3DTranspose", "SeparableConv1D",
-    "SeparableConv2D",
+    "Conv1D", "Conv1DTranspose", "Conv2D", "Conv2DTranspose", "Conv3D", "Conv3DTranspose", "ConvLSTM1D", "ConvLSTM2D",
+    "ConvLSTM3D", "SeparableConv1D", "SeparableConv2D",
 )  # fmt: skip
 WITHOUT = (
     "ActivityRegularization", "Add", "AdditiveAttention", "Attention", "Average", "AveragePooling1D",

@@ -237,6 +237,52 @@ def frozen() -> Any:
     return around(inner, norm, tfa.layers.WeightNormalization(layers.Conv2D(6, 1), trainable=False))
 
 
+def tied() -> Any:
+    """Layers and a model that are in several models and wrappers, the first in one that is within the whole."""
+    a, b, c = (keras.Input((3, 6)) for _ in range(3))
+    layer = layers.Dense(6, name="tied")
+    within = keras.Sequential([keras.Input((3, 6)), layers.Dense(6), layers.BatchNormalization()], name="within")
+    one = keras.Model(a, [layer(a), layers.TimeDistributed(layer)(a), within(a)], name="one")
+    two = keras.Model(b, layers.Dense(6)(within(layer(b))), name="two")
+    last = keras.Sequential([keras.Input((3, 6)), layers.Dense(6)], name="last")
+    x, y, z = one(c)
+    return keras.Model(c, [x, y, z, last(two(c)), layer(x)])
+
+
+def moving() -> Any:
+    """Convolutions over time."""
+    one, two, three = keras.Input((3, 6, 2)), keras.Input((3, 5, 4, 2)), keras.Input((3, 4, 3, 3, 1))
+    x = layers.ConvLSTM2D(2, 3, recurrent_activation="sigmoid", return_sequences=True, padding="same")(two)
+    return keras.Model(
+        [one, two, three],
+        [layers.Bidirectional(layers.ConvLSTM1D(2, 3, dilation_rate=2))(one),
+         layers.ConvLSTM2D(2, 2, strides=2, go_backwards=True, use_bias=False)(x), layers.ConvLSTM3D(2, 2)(three)],
+    )  # fmt: skip
+
+
+def preprocessing() -> Any:
+    """Bins and vocabularies, given and, for the bins, from data."""
+    x, words = keras.Input((4,)), keras.Input((5,), dtype="int64")
+    bins = layers.Discretization(num_bins=4)
+    bins.adapt(np.random.default_rng(0).normal(1.0, 2.0, (30, 4)))
+    counted = layers.IntegerLookup(vocabulary=[7, 2, 3], output_mode="count")(words)
+    looked_up = layers.IntegerLookup(vocabulary=[7, 2, 3], num_oov_indices=2, mask_token=0)(words)
+    return keras.Model(
+        [x, words],
+        [layers.Discretization([0.0, 1.0, 2.0], output_mode="multi_hot")(x), bins(x), layers.Dense(3)(counted),
+         looked_up, layers.Embedding(6, 2)(looked_up)],
+    )  # fmt: skip
+
+
+def vocabulary() -> Any:
+    """A vocabulary from data, which Keras 2 does not save in HDF5; two, so that it matters whose it is."""
+    words = keras.Input((5,), dtype="int64")
+    one, two = layers.IntegerLookup(), layers.IntegerLookup(mask_token=0)
+    one.adapt(np.array([3, 3, 3, 5, 5, 1]))
+    two.adapt(np.array([7, 7, 0, 2, 2, 2]))
+    return keras.Model(words, [keras.Model(words, one(words))(words), two(words)])
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "group": lambda: around(tfa.layers.GroupNormalization(groups=3, axis=3, beta_regularizer="l2")),
     "instance": lambda: around(tfa.layers.InstanceNormalization(axis=-1, epsilon=1e-5)),
@@ -260,6 +306,10 @@ MODELS: dict[str, Callable[[], Any]] = {
     "recurrent": recurrent,
     "activations": activations,
     "states": states,
+    "tied": tied,
+    "moving": moving,
+    "preprocessing": preprocessing,
+    "vocabulary": vocabulary,
 }
 
 
@@ -267,15 +317,20 @@ def inputs(model: Any, rng: np.random.Generator) -> list[np.ndarray]:
     if isinstance(model.layers[0], layers.Embedding):
         return [rng.integers(0, 11, (3, 7)).astype("float32")]
     shapes = [tuple(n or 8 for n in tensor.shape[1:]) for tensor in model.inputs]
-    return [rng.normal(1.0, 2.0, (3, *shape)).astype("float32") for shape in shapes]
+    return [
+        rng.integers(0, 9, (3, *shape)) if tensor.dtype.is_integer
+        else rng.normal(1.0, 2.0, (3, *shape)).astype("float32")
+        for tensor, shape in zip(model.inputs, shapes, strict=True)
+    ]  # fmt: skip
 
 
 def randomize(model: Any, rng: np.random.Generator) -> None:
     """So that a weight that goes to the wrong place is seen; flags and positive weights stay what they are."""
-    for w in model.weights:
+    for w in (w for w in model.weights if isinstance(w, tf.Variable)):
         value = w.numpy()
         # The last are those of a layer that copied them when it saw data.
-        if value.dtype == bool or "sn_u" in w.name or w.name.split("/")[-1] in ("mean:0", "variance:0", "count:0"):
+        seen = ("mean:0", "variance:0", "count:0", "summary:0")
+        if value.dtype == bool or "sn_u" in w.name or w.name.split("/")[-1] in seen:
             continue
         noise = rng.normal(0.0, 0.3, value.shape)
         w.assign(np.abs(value + noise) + 0.1 if "variance" in w.name else value + noise)

@@ -46,7 +46,10 @@ def _is_reference(value: Any) -> bool:
 def tensor(value: Any, tensors: dict[str, dict[int, Any]]) -> Any:
     """The tensor that a reference means, or None if its layer has not been called yet."""
     if not _is_reference(value) or value[0] not in tensors:
-        raise RescueError(f"{str(value)[:80]!r} refers to no layer")
+        raise RescueError(
+            f"{str(value)[:80]!r} refers to no layer; the file is damaged, or a layer of this model is in a model "
+            "within it too, and Keras 2 lost how it was called, which it does but in .keras"
+        )
     made = tensors[value[0]].get(value[1])
     if made is None:
         return None

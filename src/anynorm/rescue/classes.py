@@ -19,18 +19,17 @@ from .errors import RescueError
 ORDINARY = frozenset((
     "Activation", "ActivityRegularization", "Add", "AdditiveAttention", "AlphaDropout", "Attention", "Average",
     "AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "Bidirectional", "CategoryEncoding", "CenterCrop",
-    "Concatenate", "Conv1D", "Conv1DTranspose", "Conv2D", "Conv2DTranspose", "Conv3D", "Conv3DTranspose",
-    "Cropping1D", "Cropping2D", "Cropping3D", "Dense", "DepthwiseConv1D", "DepthwiseConv2D", "Dot", "Dropout",
-    "ELU", "EinsumDense", "Embedding", "Flatten", "GRU", "GRUCell", "GaussianDropout", "GaussianNoise",
-    "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalMaxPooling1D",
-    "GlobalMaxPooling2D", "GlobalMaxPooling3D", "Identity", "InputLayer", "LSTM", "LSTMCell", "LeakyReLU",
-    "Masking", "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "Maximum", "Minimum", "MultiHeadAttention",
-    "Multiply", "Normalization", "PReLU", "Permute", "RNN", "RandomBrightness", "RandomContrast", "RandomFlip",
-    "RandomRotation", "RandomTranslation", "RandomZoom", "ReLU", "RepeatVector", "Rescaling",
-    "Reshape", "Resizing", "SeparableConv1D", "SeparableConv2D", "SimpleRNN", "SimpleRNNCell", "Softmax",
-    "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "StackedRNNCells", "Subtract", "TimeDistributed",
-    "UnitNormalization", "UpSampling1D", "UpSampling2D", "UpSampling3D", "ZeroPadding1D", "ZeroPadding2D",
-    "ZeroPadding3D",
+    "Concatenate", "Conv1D", "Conv1DTranspose", "Conv2D", "Conv2DTranspose", "Conv3D", "Conv3DTranspose", "ConvLSTM1D",
+    "ConvLSTM2D", "ConvLSTM3D", "Cropping1D", "Cropping2D", "Cropping3D", "Dense", "DepthwiseConv1D", "DepthwiseConv2D",
+    "Discretization", "Dot", "Dropout", "ELU", "EinsumDense", "Embedding", "Flatten", "GRU", "GRUCell",
+    "GaussianDropout", "GaussianNoise", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D",
+    "GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D", "Identity", "InputLayer", "IntegerLookup", "LSTM",
+    "LSTMCell", "LeakyReLU", "Masking", "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "Maximum", "Minimum",
+    "MultiHeadAttention", "Multiply", "Normalization", "PReLU", "Permute", "RNN", "RandomBrightness", "RandomContrast",
+    "RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom", "ReLU", "RepeatVector", "Rescaling", "Reshape",
+    "Resizing", "SeparableConv1D", "SeparableConv2D", "SimpleRNN", "SimpleRNNCell", "Softmax", "SpatialDropout1D",
+    "SpatialDropout2D", "SpatialDropout3D", "StackedRNNCells", "Subtract", "TimeDistributed", "UnitNormalization",
+    "UpSampling1D", "UpSampling2D", "UpSampling3D", "ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D",
 ))  # fmt: skip
 MODELS = ("Functional", "Model", "Sequential")
 RENAMED = {
@@ -82,6 +81,9 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "value_shape": (),
     "experimental_run_tf_function": (),
     "force_generator": (),
+    # How long the vocabulary is, which says so itself, and whether it was given.
+    "has_input_vocabulary": (),
+    "vocabulary_size": (),
 }
 
 
@@ -127,7 +129,7 @@ def changed(old: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]
     """The arguments as the new class takes them, and what became different, in words.
 
     Raises:
-        RescueError: an activation or a way of interpolation that Keras 3 has not.
+        RescueError: an activation or a way of interpolation that Keras 3 has not, or a vocabulary that is not there.
     """
     config, notes = dict(config), []
     short = old.rpartition(">")[2]
@@ -144,6 +146,10 @@ def changed(old: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]
         axis = config.get("axis")
         if isinstance(axis, list) and len(axis) == 1:
             config["axis"] = axis[0]
+    if short == "IntegerLookup":
+        notes += _lookup(config)
+    if short == "Discretization" and config.get("output_mode", "int") == "int":
+        notes.append("gives whole numbers of 32 bits, where Keras 2 gave those of 64")
     if short == "LeakyReLU" and "alpha" in config:
         config["negative_slope"] = config.pop("alpha")
     if short == "ThresholdedReLU":
@@ -166,3 +172,18 @@ def changed(old: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]
         config["unroll"] = False
         notes.append("not unrolled, which gives the same numbers")
     return config, notes
+
+
+def _lookup(config: dict[str, Any]) -> list[str]:
+    """What there is to say of a layer that looks whole numbers up in a vocabulary, which has to be in the file."""
+    words = config.get("vocabulary")
+    if config.get("output_mode") == "tf_idf":
+        raise RescueError("its weights of words (tf_idf) are not read; use output_mode count and multiply")
+    if words is None:
+        raise RescueError("its vocabulary, which came from data, is not in the file but for .keras; save it so")
+    if not isinstance(words, list) or any(type(word) is not int for word in words):
+        raise RescueError(f"its vocabulary is {str(words)[:80]!r}, and should be a list of whole numbers")
+    notes = ["needs TensorFlow, which Keras 3 looks words up with on every backend"]
+    if config.get("output_mode", "int") != "int":
+        notes.append("gives whole numbers, where Keras 2 gave the same as floats")
+    return notes

@@ -45,7 +45,7 @@ def layers_in(spec: Any, inside: str = "", depth: int = 0) -> Iterator[tuple[str
     for key in INNER if old not in MODELS else ("layers",):
         found = config.get(key)
         for one in found if isinstance(found, list) else [found] if found is not None else []:
-            yield from layers_in(one, f"{name}/" if inside or old not in MODELS else "", depth + 1)
+            yield from layers_in(one, f"{name}/" if depth or old not in MODELS else "", depth + 1)
 
 
 def survey(spec: Any, report: Report, unsafe: bool) -> None:
@@ -192,6 +192,8 @@ class Builder:
 
     def _call(self, layer: Any, spec: Any, given: Any, **keywords: Any) -> Any:
         """Call a layer for the first time, on what the configuration says was its input then."""
+        if isinstance(layer, OF_ANY_SHAPE):
+            return layer(given, **keywords)
         config = spec["config"]
         stated = [config.get("batch_input_shape")] if isinstance(config, dict) else []
         stated += [build.get("input_shape") for build in [spec.get("build_config")] if isinstance(build, dict)]
@@ -263,4 +265,6 @@ MERGING = tuple(
     getattr(keras.layers, name)
     for name in ("Add", "Average", "Concatenate", "Dot", "Maximum", "Minimum", "Multiply", "Subtract")
 )
+# They may have seen data of another shape before.
+OF_ANY_SHAPE = (keras.layers.Discretization, keras.layers.IntegerLookup)
 RECURRENT = (keras.layers.Bidirectional, keras.layers.RNN)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import keras
@@ -31,7 +32,7 @@ class Slot:
 
     Attributes:
         names: what it was called.
-        shape: its shape there.
+        shape: its shape there, None where the file decides.
         store: what takes its numbers.
         trainable: whether it was among the trainable weights.
         key: the same for all slots that mean one weight.
@@ -39,11 +40,14 @@ class Slot:
     """
 
     names: tuple[str, ...]
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     store: Callable[[np.ndarray], Any]
     trainable: bool
     key: int
     twin: bool = False
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == len(self.shape) and all(n in (None, m) for n, m in zip(self.shape, shape, strict=True))
 
 
 @dataclass
@@ -71,6 +75,10 @@ class Part:
     def slots(self) -> list[Slot]:
         return self.own + [slot for child in self.children.values() for slot in child.slots()]
 
+    def kind(self) -> Any:
+        """What two parts have in common that are one layer at two places."""
+        return self.name, self.old, tuple(slot.shape for slot in self.slots())
+
     def every(self) -> list[Part]:
         return [self, *(part for child in self.children.values() for part in child.every())]
 
@@ -84,6 +92,8 @@ def part_of(layer: Any, old: dict[int, str], frozen: list[Any]) -> Part:
         return _weight(part, layer, old, frozen)
     if isinstance(layer, norms.SpectralNormalization):
         return _spectral(part, layer, old, frozen)
+    if isinstance(layer, keras.layers.Discretization) and layer.num_bins is not None:
+        return _discretization(part, layer)
     part.is_model = isinstance(layer, keras.Model)
     inside = {one.name: one for one in layer.layers} if part.is_model else _inside(layer)
     part.children = {key: part_of(one, old, frozen) for key, one in inside.items()}
@@ -144,7 +154,9 @@ def _weight(part: Part, layer: Any, old: dict[int, str], frozen: list[Any]) -> P
     clone = part_of(layer.layer, old, frozen)
     for slot in clone.slots():
         slot.store, slot.twin = (lambda array: None), False
-    clone.is_clone = clone.frozen = True
+    clone.frozen = True
+    for one in clone.every():
+        one.is_clone = True
     part.children["_naked_clone_layer"] = clone
 
     def finish() -> None:
@@ -185,6 +197,21 @@ def _spectral(part: Part, layer: Any, old: dict[int, str], frozen: list[Any]) ->
             layer.restart()
         layer.as_stored.assign(True)
 
+    part.finish = finish
+    return part
+
+
+def _discretization(part: Part, layer: Any) -> Part:
+    """Of a layer that saw data; the boundaries of its bins follow from what it kept of them."""
+
+    def finish() -> None:
+        layer.finalize_state()
+        if layer.output_mode != "int" and len(layer.bin_boundaries) + 1 != layer.num_bins:
+            raise RescueError(
+                f"{layer.name} saw too little data for its {layer.num_bins} bins, and Keras 3 takes so many"
+            )
+
+    part.own = [Slot(("summary",), (2, None), partial(setattr, layer, "summary"), False, id(layer))]
     part.finish = finish
     return part
 

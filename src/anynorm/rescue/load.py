@@ -30,7 +30,9 @@ def load(
     Args:
         path: a `.h5`, `.hdf5` or `.keras` file or a SavedModel folder of a Sequential or functional model of ordinary
             Keras layers, normalizations of TensorFlow Addons and those of keras-contrib. What Keras 3 computes
-            otherwise under the same name, such as `hard_sigmoid`, becomes the old function, or is refused.
+            otherwise under the same name, such as `hard_sigmoid`, becomes the old function, or is refused. A layer that
+            is in several models becomes one in each, since Keras 3 opens no file of the other; the report says so.
+            TensorFlow is needed for `IntegerLookup` alone, as by Keras 3 itself.
         report: whether to return the `Report` too: what became of every layer.
         unsafe: whether code in the file may be run: Lambda layers.
         progress: is called with how many weights have been read and of how many.
@@ -61,7 +63,9 @@ def load(
 def _build(source: Source, builder: Builder, progress: Progress | None) -> Any:
     model = builder.model(source.config)
     with blaming("weights", MemoryError):
-        source.fill(Filler(part_of(model, builder.old, builder.frozen), progress))
+        filler = Filler(part_of(model, builder.old, builder.frozen), progress)
+        source.fill(filler)
+    builder.report.notes += [note for note in filler.shared if note not in builder.report.notes]
     for layer in builder.frozen:
         layer.trainable = False
     return model

@@ -27,6 +27,8 @@ STEPS = frozenset((
     "cropping", "dilation_rate", "kernel_size", "padding", "pool_size", "power_iterations", "size", "strides",
 ))  # fmt: skip
 LARGEST_STEP = 2**19
+# What may be any number of 64 bits.
+WIDE = frozenset(("mask_token", "oov_token", "seed", "shared_object_id", "vocabulary"))
 PART_KEYS = frozenset(("class_name", "config", "module", "registered_name", "shared_object_id"))
 
 
@@ -66,7 +68,7 @@ def plain(value: Any, key: str = "") -> Any:
         return [plain(item, key) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise RescueError(f"a number in the configuration is {value}")
-    most = LARGEST_STEP if key in STEPS else 2**64 if key in ("seed", "shared_object_id") else LARGEST_NUMBER
+    most = LARGEST_STEP if key in STEPS else 2**64 if key in WIDE else LARGEST_NUMBER
     if isinstance(value, int) and abs(value) > most:
         raise RescueError(f"{key[:80]} is {value:.3g} in the configuration, which no model needs; the file is damaged")
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from . import fill
 from .bundle import Bundle
 from .errors import RescueError, blaming
 from .fill import Filler, Stored
+from .graph import DEEPEST
 from .h5 import LARGEST_TEXT, MOST_COMPRESSED, Reader, parsed, reading
+from .layout import snake
 from .protobuf import fields, message, text
 
 
@@ -118,6 +121,7 @@ def _archive(path: Path) -> Iterator[Source]:
         if "config.json" not in archive.namelist():
             raise RescueError(f"{path} is a zip archive without config.json, and so no model of Keras")
         config = parsed(_member(archive, "config.json", LARGEST_TEXT).read(), f"the config.json in {path}")
+        _vocabularies(archive, config, "assets/")
         if "metadata.json" in archive.namelist():
             metadata = parsed(_member(archive, "metadata.json", LARGEST_TEXT).read(), f"the metadata.json in {path}")
             _not_new(metadata.get("keras_version") if isinstance(metadata, dict) else None)
@@ -130,6 +134,23 @@ def _archive(path: Path) -> Iterator[Source]:
             if isinstance(config, dict) and config.pop("compile_config", None):
                 notes.append("how it was compiled, and the optimizer's state, are left out: compile it again")
             yield _numbered(".keras of Keras 2", config, reader, notes)
+
+
+def _vocabularies(archive: zipfile.ZipFile, spec: Any, path: str, depth: int = 0) -> None:
+    """Put the vocabularies that are files of their own into the configuration."""
+    config = spec.get("config") if isinstance(spec, dict) else None
+    inside = config.get("layers") if isinstance(config, dict) and depth < DEEPEST else None
+    seen: Counter[str] = Counter()
+    for one in inside if isinstance(inside, list) else []:
+        if not isinstance(one, dict) or not isinstance(one.get("class_name"), str):
+            continue
+        name = snake(one["class_name"])
+        place = f"{path}layers/{name}_{seen[name]}/" if seen[name] else f"{path}layers/{name}/"
+        seen[name] += 1
+        _vocabularies(archive, one, place, depth + 1)
+        own, file = one.get("config"), f"{place}vocabulary.txt"
+        if isinstance(own, dict) and own.get("vocabulary", "") is None and file in archive.namelist():
+            own["vocabulary"] = [int(word) for word in _member(archive, file, LARGEST_TEXT).read().split()]
 
 
 def _member(archive: zipfile.ZipFile, name: str, most: int) -> Any:

@@ -190,7 +190,7 @@ def test_wide_numbers_of_a_vocabulary_are_kept(tmp_path: Path) -> None:
 def test_a_vocabulary_that_came_from_data_is_taken_from_the_file_that_has_it(tmp_path: Path) -> None:
     rescue.convert(FOLDER / "vocabulary" / "model.keras", tmp_path / "new.keras")
     assert_as_before(keras.saving.load_model(tmp_path / "new.keras"), "vocabulary")
-    with pytest.raises(rescue.RescueError, match="vocabulary, which came from data, is not in the file"):
+    with pytest.raises(rescue.RescueError, match="integer_lookup: its vocabulary came from data and is not in"):
         rescue.load(FOLDER / "vocabulary" / "saved")
 
 

@@ -176,13 +176,13 @@ def changed(old: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]
 
 def _lookup(config: dict[str, Any]) -> list[str]:
     """What there is to say of a layer that looks whole numbers up in a vocabulary, which has to be in the file."""
-    words = config.get("vocabulary")
+    words, name = config.get("vocabulary"), str(config.get("name"))[:80]
     if config.get("output_mode") == "tf_idf":
-        raise RescueError("its weights of words (tf_idf) are not read; use output_mode count and multiply")
+        raise RescueError(f"{name}: its weights of words (tf_idf) are not read; use output_mode count and multiply")
     if words is None:
-        raise RescueError("its vocabulary, which came from data, is not in the file but for .keras; save it so")
+        raise RescueError(f"{name}: its vocabulary came from data and is not in this file; save the model as .keras")
     if not isinstance(words, list) or any(type(word) is not int for word in words):
-        raise RescueError(f"its vocabulary is {str(words)[:80]!r}, and should be a list of whole numbers")
+        raise RescueError(f"{name}: its vocabulary is {str(words)[:80]!r}, and should be a list of whole numbers")
     notes = ["needs TensorFlow, which Keras 3 looks words up with on every backend"]
     if config.get("output_mode", "int") != "int":
         notes.append("gives whole numbers, where Keras 2 gave the same as floats")

@@ -158,6 +158,7 @@ def test_inspect_a_file_of_tensors(tensors):
         "? (batch)",
         "? (norm)",
         "running_var is not finite in 1 of 12",
+        "running_var is 0 in 1 of 12",
         "batch of 4",
     ):
         assert word in words, word

@@ -67,7 +67,8 @@ def swap(model: nn.Module, wish: Wish, probe: Probe, receipt: Receipt) -> nn.Mod
         receipt.notes.append("that axis 0 of the norms' inputs has the samples was not seen, and is taken to be so")
     fused = call_norms(model, swapped)
     if fused:
-        receipt.notes.append(f"torch's fused inference, which does not call norms, is off in {', '.join(fused)}")
+        where = ", ".join(name or "the model itself" for name in fused)
+        receipt.notes.append(f"torch's fused inference, which does not call norms, is off in {where}")
     # Copies, since the new norms have the old ones' parameters and train them; all at once, so that what norms share
     # they share there too.
     ties = ties_of(model, {name: module for name, (module, *_) in kept.items()})

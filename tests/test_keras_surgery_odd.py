@@ -407,6 +407,13 @@ def test_a_lone_layer_is_told_so():
         S.freeze(norm)
 
 
+def test_what_a_call_said_and_the_new_norm_does_not_take_is_told():
+    a = keras.Input((12, 4))
+    model = keras.Model(a, L.BatchNormalization(name="bn")(L.Conv1D(8, 3)(a), training=True))
+    assert any("bn was called with training=True" in note for note in S.swap(model, "batch", "group")[1].notes)
+    assert not any("was called" in note for note in S.swap(model, "batch", "batch", probe=False)[1].notes)
+
+
 def test_a_fold_is_reverted_once():
     model = filled(functional([L.Dense(6, name="front"), L.BatchNormalization(name="norm")], (4,)))
     new, receipt = S.fold(model)

@@ -30,6 +30,7 @@ class Rebuild:
 
     Attributes:
         lost: attributes of models that could not be taken over.
+        unsaid: calls in which something was said that the new layer is not told, in words.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Rebuild:
         self._filled: list[tuple[Any, Saved]] = []
         self._followers: dict[int, Any] = {}
         self.lost: list[str] = []
+        self.unsaid: list[str] = []
 
     def of(self, model: Any) -> Any:
         """The new model, with the old one's weights, flags and names."""
@@ -123,6 +125,9 @@ class Rebuild:
         if any(layer is fresh for fresh, _ in self._filled):
             # Whether it takes a mask, and knows of training, differs from the layer that it takes the place of.
             known = inspect.signature(layer.call).parameters
+            if kwargs.get("training") is not None and "training" not in known:
+                said = f"{layer.name} was called with training={kwargs['training']}"
+                self.unsaid.append(f"{said}, which the norm in its place does not take; revert will not say it again")
             kwargs = {name: value for name, value in kwargs.items() if name in known}
         y = layer(*args, **kwargs)
         return self._followers[id(layer)](y) if id(layer) in self._followers else y
@@ -182,15 +187,16 @@ def rebuilt(
 
     Args:
         replaced, after: as for `Rebuild`.
-        notes: is told which attributes the new model lacks.
+        notes: is told which attributes the new model lacks, and what calls no longer say.
     """
     check_graph(model)
     if not inplace:
         check_copy(model)
     rebuild = Rebuild(replaced, after, reuse=inplace)
     new = rebuild.of(model)
-    if notes is not None and rebuild.lost:
-        notes.append(f"attributes that the new model lacks: {', '.join(rebuild.lost)}")
+    if notes is not None:
+        notes += [f"attributes that the new model lacks: {', '.join(rebuild.lost)}"] if rebuild.lost else []
+        notes += rebuild.unsaid
     if not inplace:
         _check_apart(model, new)
         return new

@@ -63,8 +63,9 @@ def geometry(plan: Plan) -> Geometry | None:
 
     >>> from anynorm import NormSpec
     >>> from anynorm.plan import plan
-    >>> geometry(plan(NormSpec.of("n [...] (g [c])", g=4), (2, 5, 7, 12)))
-    Geometry(columns=True, outer=2, reduced=35, segments=12, each=3, affine='kept', divisor=1, modulus=12)
+    >>> found = geometry(plan(NormSpec.of("n [...] (g [c])", g=4), (2, 5, 7, 12)))
+    >>> found.columns, found.outer, found.reduced, found.segments, found.each
+    (True, 2, 35, 12, 3)
     >>> geometry(plan(NormSpec.of("n (g [c]) [...]", g=4), (2, 12, 5, 7)))
     Geometry(columns=False, outer=1, reduced=35, segments=24, each=3, affine='kept', divisor=1, modulus=12)
     """

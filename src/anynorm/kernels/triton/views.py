@@ -66,8 +66,9 @@ def geometry(plan: Plan) -> Geometry | None:
     >>> found = geometry(plan(NormSpec.of("n [...] (g [c])", g=4), (2, 5, 7, 12)))
     >>> found.columns, found.outer, found.reduced, found.segments, found.each
     (True, 2, 35, 12, 3)
-    >>> geometry(plan(NormSpec.of("n (g [c]) [...]", g=4), (2, 12, 5, 7)))
-    Geometry(columns=False, outer=1, reduced=35, segments=24, each=3, affine='kept', divisor=1, modulus=12)
+    >>> found = geometry(plan(NormSpec.of("n (g [c]) [...]", g=4), (2, 12, 5, 7)))
+    >>> found.columns, found.outer, found.reduced, found.segments, found.each
+    (False, 1, 35, 24, 3)
     """
     if plan.empty or any(run.extent is None for run in plan.runs):
         return None

@@ -4,9 +4,9 @@
 
 times on one thread, in one process and in turn: a copy of the tensor; loops that move its bytes and compute next to
 nothing, each byte once ("bytes") and as the statistics need it ("passes": a slab is read for its sums, then read again
-and stored); the kernel on arrays of its own; anynorm; torch. Nothing can be ahead of a peer by more
-than its time over that of the bytes, and nothing of two passes by more than its time over that of the passes. Writes
-results/bounds.json and prints what was missed in results/speed.json with what bounds it.
+and stored); the kernel on arrays of its own; anynorm; torch. Nothing can be ahead of a peer by more than its time over
+that of the bytes, and nothing of two passes by more than its time over that of the passes. Writes results/bounds.json
+and prints what was missed in results/speed.json with what bounds it.
 """
 
 from __future__ import annotations
@@ -147,12 +147,8 @@ def missed(speed: Sequence[Row], cache: int, bounds: Mapping[str, Row]) -> Itera
                 continue
             peer = min(peers(row), key=lambda who, row=row, value=value: abs(peers(row)[who] / own(row, who) - value))
             theirs = peers(row)[peer] / row["ms"]["copy"]
-            yield (
-                goal,
-                row,
-                peer,
-                [value, *(theirs * bound["copy"] / bound[who] for who in ("kernel", "passes", "bytes"))],
-            )
+            ahead = (theirs * bound["copy"] / bound[who] for who in ("kernel", "passes", "bytes"))
+            yield goal, row, peer, [value, *ahead]
 
 
 def verdict(goal: float, kernel: float, passes: float, moved: float) -> str:
@@ -165,7 +161,7 @@ def verdict(goal: float, kernel: float, passes: float, moved: float) -> str:
 
 
 def _show(console: Console, rows: Sequence[Row]) -> None:
-    table = Table(title="µs in copies of the tensor, one thread", header_style="bold", pad_edge=False)
+    table = Table(title="Times in copies of the tensor, one thread", header_style="bold", pad_edge=False)
     table.add_column("case", no_wrap=True)
     table.add_column("pass")
     names = ("bytes", "passes", "kernel", "anynorm", "torch", "F.group_norm(G=C)")

@@ -31,6 +31,7 @@ class Shape:
 
 SHAPES = (
     Shape("layer norm 256x768", "kR", (256, 768)),
+    Shape("layer norm 1024x64", "kR", (1024, 64)),
     Shape("RMS norm 256x768", "kR", (256, 768), SCALE),
     Shape("group norm 4x56x56x64, channels last, 32 groups", "krKR", (4, 56 * 56, 32, 2)),
     Shape("group norm 32x26x26x10, channels last, 5 groups", "krKR", (32, 26 * 26, 5, 2)),

@@ -78,10 +78,6 @@ inline Walk::Place place_at(const Walk& walk, int64_t i) {
   return walk.at(i);
 }
 
-// What is read next but one: several rows out of memory at once are more than a processor foresees. It may lie beyond the
-// array, since nothing is read by it.
-inline void soon(const void* p) { __builtin_prefetch(p, 0, 2); }
-
 // --- statistics -----------------------------------------------------------------------------------------------------
 
 // Count, mean and sum of squared differences from it; of differences from 0 where the mean is not removed.

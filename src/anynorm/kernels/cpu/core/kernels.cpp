@@ -21,6 +21,8 @@ namespace {
 #include "numbers.h"
 #include "simd.h"
 #include "common.h"
+#include "rows.h"
+#include "rows_short.h"
 #include "rows_forward.h"
 #include "rows_backward.h"
 #include "rows_elements.h"

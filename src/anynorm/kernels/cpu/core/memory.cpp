@@ -44,7 +44,9 @@ void use_cache(int64_t bytes) { last_cache.store(bytes, std::memory_order_relaxe
 void use_large_pages(void* fresh, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t(2) << 20;
-  if (fresh == nullptr || bytes < int64_t(16 * kPage)) return;
+  // The C library maps results of 32 MiB and more anew each time, and gives smaller ones back to the system, where it
+  // does, at the end of its heap. Below four pages little of the memory would be in whole ones.
+  if (fresh == nullptr || bytes < int64_t(4 * kPage)) return;
   const uintptr_t from = (uintptr_t(fresh) + kPage - 1) / kPage * kPage;
   const uintptr_t to = (uintptr_t(fresh) + uintptr_t(bytes)) / kPage * kPage;
   if (to > from) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);

@@ -37,9 +37,7 @@ struct RowsAtOnce {
         }
         if (Affine) lanes.store(dscale + i, ds), lanes.store(doffset + i, db);
       };
-      over_vectors<A>(least(kBlock, n - begin), add, [&](int64_t at) {
-        for (int r = 0; r < R; ++r) soon(x[r] + R * n + begin + at), soon(dy[r] + R * n + begin + at);
-      });
+      over_pairs<A>(least(kBlock, n - begin), add);
       for (int r = 0; r < R; ++r) {
         sums[r].plain += sum_lanes(plain[r]);
         sums[r].with_h += sum_lanes(with_h[r]);
@@ -62,7 +60,7 @@ struct RowsAtOnce {
         lanes.store(dx[r] + i, dx_of(own[r], lanes.load(x[r] + i, own[r].mean), lanes.load(dy[r] + i),
                                      Vec<A>(s * by[r]), slope[r], level[r]));
     };
-    over_vectors<A>(n, make, [](int64_t) {});
+    over_pairs<A>(n, make);
   }
 
  private:

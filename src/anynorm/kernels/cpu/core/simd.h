@@ -295,16 +295,6 @@ inline void past_is_written() {
 #endif
 }
 
-// work(i, lanes) for all vectors of n elements, two a turn behind ahead(i).
-template <class A, class F, class G>
-inline void over_vectors(int64_t n, const F& work, const G& ahead) {
-  constexpr int64_t L = kLanes<A>;
-  int64_t i = 0;
-  for (; i + 2 * L <= n; i += 2 * L) ahead(i), work(i, Whole<A>()), work(i + L, Whole<A>());
-  if (i + L <= n) work(i, Whole<A>()), i += L;
-  if (i < n) work(i, Part<A>{n - i});
-}
-
 // work(i, lanes) for all vectors of n elements.
 template <class A, class F>
 inline void over_vectors(int64_t n, const F& work) {
@@ -314,7 +304,17 @@ inline void over_vectors(int64_t n, const F& work) {
   if (i < n) work(i, Part<A>{n - i});
 }
 
-// As above, whole vectors going past the caches.
+// As above, two vectors a turn.
+template <class A, class F>
+inline void over_pairs(int64_t n, const F& work) {
+  constexpr int64_t L = kLanes<A>;
+  int64_t i = 0;
+  for (; i + 2 * L <= n; i += 2 * L) work(i, Whole<A>()), work(i + L, Whole<A>());
+  if (i + L <= n) work(i, Whole<A>()), i += L;
+  if (i < n) work(i, Part<A>{n - i});
+}
+
+// As above, the whole ones going past the caches.
 template <class A, class F>
 inline void over_vectors_past(int64_t n, const F& work) {
   constexpr int64_t L = kLanes<A>;

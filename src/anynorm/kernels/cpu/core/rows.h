@@ -1,0 +1,218 @@
+// Rows, forward: a statistic is over `pieces` stretches of c * s contiguous elements.
+
+// Elements whose differences are summed in the array's own precision before doubles take over.
+constexpr int64_t kBlock = 4096;
+
+// x * factor where Scaled says so: for doubles whose squares would leave the range.
+template <class A, bool Scaled, class T>
+inline Vec<A> scaled(const T* x, A factor) {
+  return Scaled ? Vec<A>(load<A>(x) * factor) : load<A>(x);
+}
+
+// A number amid the block, exactly x where the block is constant: sums of powers of two of equal numbers are exact.
+template <class A, bool Scaled, class T>
+inline A amid(const T* x, int64_t n, A factor) {
+  constexpr int64_t L = kLanes<A>;
+  if (n >= 4 * L) {
+    const int64_t step = n / 4;
+    const Vec<A> sum = (scaled<A, Scaled>(x, factor) + scaled<A, Scaled>(x + step, factor)) +
+                       (scaled<A, Scaled>(x + 2 * step, factor) + scaled<A, Scaled>(x + 3 * step, factor));
+    return sum_lanes(sum) * A(0.25 / double(L));
+  }
+  if (n >= L) return sum_lanes(scaled<A, Scaled>(x, factor)) * A(1 / double(L));
+  const A one = A(widen(x[0])), other = A(widen(x[n / 2]));
+  return ((one - other) * A(0.5) + other) * (Scaled ? factor : A(1));
+}
+
+// Of shift - x, since a subtraction may take its second operand from memory.
+template <class A>
+struct BlockSums {
+  Vec<A> sum[4] = {}, square[4] = {};
+
+  template <bool Centred, bool Scaled, class T>
+  inline void add(const T* x, int64_t n, Vec<A> shift, A factor) {
+    constexpr int64_t L = kLanes<A>;
+    int64_t i = 0;
+    for (; i + 4 * L <= n; i += 4 * L)
+      for (int64_t k = 0; k < 4; ++k) step<Centred>(scaled<A, Scaled>(x + i + k * L, factor), k, shift);
+    // Written out: an accumulator picked by a variable would live in memory.
+    if (i + L <= n) step<Centred>(scaled<A, Scaled>(x + i, factor), 0, shift), i += L;
+    if (i + L <= n) step<Centred>(scaled<A, Scaled>(x + i, factor), 1, shift), i += L;
+    if (i + L <= n) step<Centred>(scaled<A, Scaled>(x + i, factor), 2, shift), i += L;
+    if (i < n) {
+      Vec<A> v = load_part<A>(x + i, n - i, shift);
+      if (Scaled) v = first<A>(n - i) ? Vec<A>(v * factor) : shift;
+      step<Centred>(v, 3, shift);
+    }
+  }
+
+ private:
+  template <bool Centred>
+  inline void step(Vec<A> v, int64_t k, Vec<A> shift) {
+    if (Centred) {
+      v = shift - v;
+      sum[k] += v;
+    }
+    square[k] = fma(v, v, square[k]);
+  }
+};
+
+template <bool Centred, class A>
+inline void merge_block(Moments* m, const BlockSums<A>& block, A shift, int64_t n) {
+  const double square = sum_lanes(Vec<A>((block.square[0] + block.square[1]) + (block.square[2] + block.square[3])));
+  if (!Centred) return m->merge(double(n), 0, square);
+  const double sum = sum_lanes(Vec<A>((block.sum[0] + block.sum[1]) + (block.sum[2] + block.sum[3])));
+  const double mean = sum / double(n), lost = sum * mean;
+  m->bad = m->bad || lost > kFarShift * square;
+  m->merge(double(n), double(shift) - mean, square > lost ? square - lost : square < lost ? 0 : square - lost);
+}
+
+// How a group is cut into blocks: many short pieces in one, or many in a long piece.
+struct Blocks {
+  int64_t length, pieces, per_piece, pieces_each, number;
+  explicit Blocks(const Geometry& g) : length(g.c * g.s), pieces(g.pieces.size) {
+    const bool is_long = length >= kBlock / 4 || pieces == 1;
+    per_piece = is_long ? (length + kBlock - 1) / kBlock : 0;
+    pieces_each = is_long ? 1 : kBlock / most(length, 1);
+    number = is_long ? pieces * per_piece : (pieces + pieces_each - 1) / pieces_each;
+  }
+};
+
+template <class A, bool Centred, bool Scaled, class T>
+inline void block_moments(const Call& call, const Blocks& b, const T* group, int64_t i, double factor, Moments* m) {
+  const A by = A(factor);
+  BlockSums<A> sums;
+  if (b.per_piece > 0) {
+    const int64_t begin = i % b.per_piece * kBlock, n = least(kBlock, b.length - begin);
+    const T* x = group + offset(call.geometry.pieces, i / b.per_piece) + begin;
+    const A shift = Centred ? amid<A, Scaled>(x, n, by) : A(0);
+    sums.template add<Centred, Scaled>(x, n, broadcast(shift), by);
+    merge_block<Centred>(m, sums, shift, n);
+    return;
+  }
+  const int64_t from = i * b.pieces_each, to = least(b.pieces, from + b.pieces_each);
+  A shift = 0;
+  if (Centred) {
+    const T* middle = group + offset(call.geometry.pieces, (from + to) / 2);
+    shift = amid<A, Scaled>(middle, b.length, by);
+  }
+  const Vec<A> about = broadcast(shift);
+  for (int64_t p = from; p < to; ++p)
+    sums.template add<Centred, Scaled>(group + offset(call.geometry.pieces, p), b.length, about, by);
+  merge_block<Centred>(m, sums, shift, (to - from) * b.length);
+}
+
+template <class A, bool Scaled, class T>
+inline void block_moments(const Call& call, const Blocks& b, const T* group, int64_t i, double factor, Moments* m) {
+  if (call.removes_mean)
+    block_moments<A, true, Scaled>(call, b, group, i, factor, m);
+  else
+    block_moments<A, false, Scaled>(call, b, group, i, factor, m);
+}
+
+// From quick moments to the group's statistic.
+template <class T>
+Finished row_statistic(const Call& call, const Blocks& b, const T* group, const Moments& quick) {
+  return settled<T>(call, quick, [&](double factor) {
+    Moments m = {};
+    for (int64_t i = 0; i < b.number; ++i) block_moments<double, true>(call, b, group, i, factor, &m);
+    return m;
+  });
+}
+
+// --- apply ----------------------------------------------------------------------------------------------------------
+
+template <class A, class T>
+ANYNORM_APART void scale_stretch_past(const T* x, T* y, int64_t n, Vec<A> mean, Vec<A> a, Vec<A> b) {
+  over_vectors_past<A>(n, [&](int64_t i, auto lanes) {
+    lanes.store(y + i, fma(Vec<A>(mean - lanes.load(x + i, mean)), a, b));
+  });
+}
+
+template <class A, class T>
+inline void scale_stretch(const T* x, T* y, int64_t n, Centre<A> k, A scale, A offset, bool past) {
+  constexpr int64_t L = kLanes<A>;
+  const Vec<A> mean = broadcast(k.mean), a = broadcast(A(k.minus * scale)), b = broadcast(A(k.rest * scale + offset));
+  const auto y_of = [&](Vec<A> v) { return fma(Vec<A>(mean - v), a, b); };
+  if (past && row_can_go_past<A>(y, n)) return scale_stretch_past<A>(x, y, n, mean, a, b);
+  int64_t i = 0;
+  for (; i + 4 * L <= n; i += 4 * L)
+    for (int64_t j = 0; j < 4; ++j) store<A>(y + i + j * L, y_of(load<A>(x + i + j * L)));
+  for (; i + L <= n; i += L) store<A>(y + i, y_of(load<A>(x + i)));
+  if (i < n) store_part<A>(y + i, n - i, y_of(load_part<A>(x + i, n - i, mean)));
+}
+
+template <class A, class T>
+ANYNORM_APART void scale_elements_past(const T* x, T* y, int64_t n, Centred<A> k, const Work<T>* scale,
+                                       const Work<T>* offset) {
+  over_vectors_past<A>(n, [&](int64_t i, auto lanes) {
+    const Vec<A> b = offset == nullptr ? Vec<A>{} : lanes.load(offset + i);
+    lanes.store(y + i, fma(k.h(lanes.load(x + i, k.mean)), lanes.load(scale + i), b));
+  });
+}
+
+// A scale and an offset for each element; `offset` may be NULL.
+template <class A, class T>
+inline void scale_elements(const T* x, T* y, int64_t n, Centre<A> centre, const Work<T>* scale, const Work<T>* offset,
+                           bool past) {
+  constexpr int64_t L = kLanes<A>;
+  const Centred<A> k(centre);
+  const Vec<A> zero = {};
+  if (past && row_can_go_past<A>(y, n)) return scale_elements_past<A>(x, y, n, k, scale, offset);
+  int64_t i = 0;
+  if (offset != nullptr) {
+    const auto one = [&](int64_t at) {
+      store<A>(y + at, fma(k.h(load<A>(x + at)), load<A>(scale + at), load<A>(offset + at)));
+    };
+    for (; i + 4 * L <= n; i += 4 * L)
+      for (int64_t j = 0; j < 4; ++j) one(i + j * L);
+    for (; i + L <= n; i += L) one(i);
+  } else {
+    // Plus 0, as everywhere else: a product alone keeps a sign of zero that the others lose.
+    const auto one = [&](int64_t at) { store<A>(y + at, fma(k.h(load<A>(x + at)), load<A>(scale + at), zero)); };
+    for (; i + 4 * L <= n; i += 4 * L)
+      for (int64_t j = 0; j < 4; ++j) one(i + j * L);
+    for (; i + L <= n; i += L) one(i);
+  }
+  if (i < n) {
+    const Vec<A> h = k.h(load_part<A>(x + i, n - i, k.mean));
+    const Vec<A> b = offset == nullptr ? zero : load_part<A>(offset + i, n - i, zero);
+    store_part<A>(y + i, n - i, fma(h, load_part<A>(scale + i, n - i, zero), b));
+  }
+}
+
+// Elements [begin, end) of the pieces [from, to) of a group.
+template <class A, class T>
+void apply_pieces(const Call& call, const Walk::Place& at, const Centre<A>& k, int64_t from, int64_t to, int64_t begin,
+                  int64_t end) {
+  const Geometry& g = call.geometry;
+  const Work<T> *scale = static_cast<const Work<T>*>(call.scale), *offset = static_cast<const Work<T>*>(call.offset);
+  for (int64_t p = from; p < to; ++p) {
+    const Walk::Place in = place_at(g.pieces, p);
+    const T* x = static_cast<const T*>(call.x) + at.x + in.x;
+    T* y = static_cast<T*>(call.y) + at.x + in.x;
+    const Work<T>* by = scale == nullptr ? nullptr : scale + at.affine + in.affine;
+    const Work<T>* more = offset == nullptr ? nullptr : offset + at.affine + in.affine;
+    if (g.c > 1 && g.s == 1 && by != nullptr) {
+      scale_elements<A>(x + begin, y + begin, end - begin, k, by + begin,
+                        more == nullptr ? nullptr : more + begin, call.past);
+      continue;
+    }
+    int64_t channel = begin == 0 ? 0 : begin / g.s;
+    for (int64_t i = begin; i < end; ++channel) {
+      const int64_t stop = least(end, (channel + 1) * g.s);
+      scale_stretch<A>(x + i, y + i, stop - i, k, by == nullptr ? A(1) : A(by[channel]),
+                       more == nullptr ? A(0) : A(more[channel]), call.past);
+      i = stop;
+    }
+  }
+}
+
+template <class T>
+void apply_group(const Call& call, const Walk::Place& at, const Statistic& statistic, int64_t from, int64_t to,
+                 int64_t begin, int64_t end) {
+  if (is_wide<T>(statistic))
+    apply_pieces<double, T>(call, at, Centre<double>(statistic), from, to, begin, end);
+  else
+    apply_pieces<Work<T>, T>(call, at, Centre<Work<T>>(statistic), from, to, begin, end);
+}

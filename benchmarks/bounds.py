@@ -4,9 +4,11 @@
 
 times on one thread, in one process and in turn: a copy of the tensor; loops that move its bytes and compute next to
 nothing, each byte once ("bytes") and as the statistics need it ("passes": a slab is read for its sums, then read again
-and stored); the kernel on arrays of its own; anynorm; torch. Nothing can be ahead of a peer by more than its time over
-that of the bytes, and nothing of two passes by more than its time over that of the passes. Writes results/bounds.json
-and prints what was missed in results/speed.json with what bounds it.
+and stored); the loops of each byte once again, within an autograd function as Python writes one ("through"); the kernel
+on arrays of its own; anynorm; torch. Nothing can be ahead of a peer by more than its time over that of the bytes,
+nothing of two passes by more than its time over that of the passes, and nothing that torch reaches through Python by
+more than its time over that of "through". Writes results/bounds.json and prints what was missed in results/speed.json
+with what bounds it.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ def _work(seconds: float, library: str, cases: list[str]) -> None:
         case = BY_NAME[name]
         arrays = case.arrays()
         timed = {"bytes": _moving(loops, arrays[0], 0), "passes": _moving(loops, arrays[0], slab_of(case))}
+        timed["through"] = _through(loops, *arrays)
         timed["kernel"] = _kernel(case, *arrays)
         timed |= {who: make().passes for who, make in peers_torch.contenders(case, "torch", *arrays).items()}
         row: dict[str, Any] = {"case": name, "slab": slab_of(case)}
@@ -88,6 +91,48 @@ def _moving(loops: ctypes.CDLL, x: Any, slab: int) -> Mapping[str, Timed]:
     def both() -> None:
         forward()
         backward()
+
+    return {FORWARD: forward, BACKWARD: backward, BOTH: both}
+
+
+def _through(loops: ctypes.CDLL, x: Any, dy: Any, scale: Any, offset: Any) -> Mapping[str, Timed]:
+    """The loops of each byte once where torch's users meet them: results made anew, and a gradient of autograd's."""
+    import torch
+
+    leaf, w, b = (None if a is None else torch.from_numpy(a).requires_grad_() for a in (x, scale, offset))
+    leaves, dy = [a for a in (leaf, w, b) if a is not None], torch.from_numpy(dy)
+    sizes = ctypes.c_int64(leaf.numel()), ctypes.c_int64(0)
+
+    def moved(x: Any) -> Any:
+        y = torch.empty_like(x)
+        loops.forward(ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), *sizes)
+        return y
+
+    class Moving(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any, *others: Any) -> Any:
+            ctx.save_for_backward(x, *others)
+            return moved(x)
+
+        @staticmethod
+        def backward(ctx: Any, dy: Any) -> Any:
+            x, *others = ctx.saved_tensors
+            dx, *more = (torch.empty_like(a) for a in (x, *others))
+            loops.backward(*(ctypes.c_void_p(a.data_ptr()) for a in (x, dy, dx)), *sizes)
+            return dx, *more
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return moved(leaf)
+
+    before = Moving.apply(*leaves)
+
+    def backward() -> Any:
+        return torch.autograd.grad(before, leaves, dy, retain_graph=True)
+
+    def both() -> Any:
+        y = Moving.apply(*leaves)
+        return y, torch.autograd.grad(y, leaves, dy)
 
     return {FORWARD: forward, BACKWARD: backward, BOTH: both}
 
@@ -135,7 +180,7 @@ def _measured(cases: Sequence[Case], seconds: float) -> list[Row]:
 
 def missed(speed: Sequence[Row], cache: int, bounds: Mapping[str, Row]) -> Iterator[tuple[Goal, Row, str, list[float]]]:
     """Each row that misses a goal of being ahead: the goal, the row, the peer, and how far ahead of that peer are
-    anynorm, the kernel alone, the passes and the bytes.
+    anynorm, the kernel alone, the bytes through Python (infinitely far on other frameworks), the passes and the bytes.
 
     The peer's time and anynorm's are in copies of their own process; a copy is what processes have in common.
     """
@@ -147,14 +192,17 @@ def missed(speed: Sequence[Row], cache: int, bounds: Mapping[str, Row]) -> Itera
                 continue
             peer = min(peers(row), key=lambda who, row=row, value=value: abs(peers(row)[who] / own(row, who) - value))
             theirs = peers(row)[peer] / row["ms"]["copy"]
-            ahead = (theirs * bound["copy"] / bound[who] for who in ("kernel", "passes", "bytes"))
-            yield goal, row, peer, [value, *ahead]
+            kernel, *others = (theirs * bound["copy"] / bound[who] for who in ("kernel", "through", "passes", "bytes"))
+            through, passes, moved = others if "torch" in row["mode"] else (math.inf, *others[1:])
+            yield goal, row, peer, [value, kernel, through, passes, moved]
 
 
-def verdict(goal: float, kernel: float, passes: float, moved: float) -> str:
+def verdict(goal: float, kernel: float, through: float, passes: float, moved: float) -> str:
     """What bounds a row, in words."""
     if moved < goal:
         return "the memory: each byte once is too slow"
+    if through < goal:
+        return "an autograd function in Python: each byte once within it is too slow"
     if passes < goal:
         return "the memory: two passes are too slow"
     return "the framework around the kernel" if kernel >= goal else "the kernel's own work"
@@ -164,7 +212,7 @@ def _show(console: Console, rows: Sequence[Row]) -> None:
     table = Table(title="Times in copies of the tensor, one thread", header_style="bold", pad_edge=False)
     table.add_column("case", no_wrap=True)
     table.add_column("pass")
-    names = ("bytes", "passes", "kernel", "anynorm", "torch", "F.group_norm(G=C)")
+    names = ("bytes", "passes", "through", "kernel", "anynorm", "torch", "F.group_norm(G=C)")
     for name in ("copy, µs", *names):
         table.add_column(name, justify="right")
     for row in rows:
@@ -179,13 +227,13 @@ def _show(console: Console, rows: Sequence[Row]) -> None:
     table = Table(title="Rows that miss a goal: times ahead of the peer", header_style="bold", pad_edge=False)
     for name in ("goal", "case", "mode, peer"):
         table.add_column(name)
-    for name in ("goal", "reached", "kernel", "passes", "bytes"):
+    for name in ("goal", "reached", "kernel", "through", "passes", "bytes"):
         table.add_column(name, justify="right")
     table.add_column("what bounds it")
     by_case = {row["case"]: row for row in rows}
     for goal, row, peer, ahead in missed(speed["rows"], speed["machine"]["cache"], by_case):
         case = BY_NAME[row["case"]].size
-        numbers = (f"{n:.2f}" for n in ahead)
+        numbers = ("" if math.isinf(n) else f"{n:.2f}" for n in ahead)
         why = verdict(goal.number, *ahead[1:])
         table.add_row(goal.text, case, f"{row['mode']}, {peer}", f"{goal.number:g}", *numbers, why)
     console.print(table)

@@ -15,6 +15,7 @@ from measure import Contender, Timed
 from shapes import BACKWARD, BOTH, EPS, FORWARD, Case
 
 import anynorm
+from anynorm.torch import functional as own
 
 Tensor = Any
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -57,28 +58,40 @@ def contenders(
 
 
 def _anynorm(case: Case) -> Function:
+    """anynorm.torch's function of the same name, where there is one."""
+    if (function := _function(own, case)) is not None:
+        return function
+    if case.family.entry == "layer_channels":
+        return lambda x, w, b: own.layer_norm2d(x, w, b, EPS)
     arguments = case.arguments(torch=True)
     return lambda x, scale, offset: anynorm.normalize(x, scale=scale, offset=offset, **arguments)
 
 
 def peers(case: Case) -> dict[str, Function]:
-    c, g, axis = case.channels, case.groups, case.family.channels
+    c, axis = case.channels, case.family.channels
+    if (function := _function(F, case)) is None:
+        return {"torch": lambda x, w, b: F.layer_norm(x.movedim(axis, -1), (c,), w, b, EPS).movedim(-1, axis)}
+    if case.family.entry == "instance":
+        return {"torch": function, "F.group_norm(G=C)": lambda x, w, b: F.group_norm(x, c, w, b, EPS)}
+    return {"torch": function}
+
+
+def _function(module: Any, case: Case) -> Function | None:
+    """That of torch.nn.functional, or of what has the same names; None where torch has none for the axes."""
+    c, g = case.channels, case.groups
     match case.family.entry:
         case "group":
-            return {"torch": lambda x, w, b: F.group_norm(x, g, w, b, EPS)}
+            return lambda x, w, b: module.group_norm(x, g, w, b, EPS)
         case "instance":
-            return {
-                "torch": lambda x, w, b: F.instance_norm(x, weight=w, bias=b, eps=EPS),
-                "F.group_norm(G=C)": lambda x, w, b: F.group_norm(x, c, w, b, EPS),
-            }
+            return lambda x, w, b: module.instance_norm(x, weight=w, bias=b, eps=EPS)
         case "batch":
-            return {"torch": lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True, eps=EPS)}
+            return lambda x, w, b: module.batch_norm(x, None, None, w, b, training=True, eps=EPS)
         case "rms":
-            return {"torch": lambda x, w, b: F.rms_norm(x, (c,), w, EPS)}
+            return lambda x, w, b: module.rms_norm(x, (c,), w, EPS)
         case "layer_last":
-            return {"torch": lambda x, w, b: F.layer_norm(x, (c,), w, b, EPS)}
+            return lambda x, w, b: module.layer_norm(x, (c,), w, b, EPS)
         case _:
-            return {"torch": lambda x, w, b: F.layer_norm(x.movedim(axis, -1), (c,), w, b, EPS).movedim(-1, axis)}
+            return None
 
 
 def _maker(function: Function, x: Tensor, dy: Tensor, scale: Tensor, offset: Tensor | None) -> Callable[[], Contender]:

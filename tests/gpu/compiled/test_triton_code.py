@@ -44,8 +44,8 @@ CASES = {
     "batch, channels first": ("[n] c [...]", (64, 256, 56, 56), FLOAT),
     "batch, channels last, half": ("[n] c [...]", (64, 256, 56, 56), HALF),
 }
-# Where registers are fewest or layouts most intricate.
-EVERYWHERE = ("layer, rows of 16384", "layer, rows of 32768, half", "layer, rows of 1152", "group, channels last")
+# Ampere's, Hopper's and Blackwell's compute capabilities.
+everywhere = pytest.mark.parametrize("capability", [80, 90, 100])
 
 
 def launches_of(name: str, capability: int = 90, **around: Any) -> list[Launch]:
@@ -65,15 +65,9 @@ def check(launch: Launch, code: Code) -> None:
         assert code.widest("st").startswith("v4")
 
 
+@everywhere
 @pytest.mark.parametrize("name", CASES)
-def test_code(name):
-    for launch in launches_of(name):
-        check(launch, compiled(launch, 90))
-
-
-@pytest.mark.parametrize("capability", [80, 100])
-@pytest.mark.parametrize("name", EVERYWHERE)
-def test_code_for_other_generations(name, capability):
+def test_code(name, capability):
     for launch in launches_of(name, capability):
         check(launch, compiled(launch, capability))
 
@@ -90,18 +84,11 @@ AROUND = {
     "group, channels last, half": {"residual": True, "modulation": True, "activation": "gelu_tanh"},
     "layer, rows of 1024, half": {"residual": True, "modulation": True, "activation": "relu"},
 }
-AROUND_EVERYWHERE = ("layer, rows of 8192", "layer, rows of 65536", "group, channels last, half")
 
 
+@everywhere
 @pytest.mark.parametrize("name", AROUND)
-def test_code_with_something_around(name):
-    for launch in launches_of(name, **AROUND[name]):
-        check(launch, compiled(launch, 90))
-
-
-@pytest.mark.parametrize("capability", [80, 100])
-@pytest.mark.parametrize("name", AROUND_EVERYWHERE)
-def test_code_with_something_around_for_other_generations(name, capability):
+def test_code_with_something_around(name, capability):
     for launch in launches_of(name, capability, **AROUND[name]):
         check(launch, compiled(launch, capability))
 
@@ -122,15 +109,16 @@ OTHERS = {
 }
 
 
+@everywhere
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_plans_and_calls_compile(name):
+def test_other_plans_and_calls_compile(name, capability):
     plan, x, scale, offset = arrays(*OTHERS[name])
-    launches = launched(*OTHERS[name])
-    with recorded() as more:
+    launches = launched(*OTHERS[name], capability=capability)
+    with recorded(capability) as more:
         mean, variance = door.moments(x, plan)
         door.apply(x, mean, variance, scale, offset, plan, 1e-5, gradient=True)
     for launch in [*launches, *more]:
-        assert compiled(launch, 90).stack == 0
+        assert compiled(launch, capability).stack == 0
 
 
 class NoDriver:

@@ -32,9 +32,7 @@ def nothing_of(*results: Array | None) -> None:
 
 
 def of_parts(g: Geometry, tiles: Held) -> dict[str, Any]:
-    return {
-        "PARTS": tiles.parts, "FULL": sum(tiles.parts) == g.count, "KEPT": tiles.kept, "COLUMNS": g.columns,
-    }  # fmt: skip
+    return {"PARTS": tiles.parts, "FULL": tiles.full, "KEPT": tiles.kept, "COLUMNS": g.columns}
 
 
 def of_chunks(g: Geometry, cut: Split) -> tuple[int, ...]:

@@ -166,7 +166,10 @@ def test_float16_up_to_its_maximum():
     check(case, (x / x.abs().max() * 65504).half(), dy)
 
 
-@pytest.mark.parametrize(("length", "parts"), [(1152, (1024, 128)), (100, (128,)), (70, (64, 8))])
+@pytest.mark.parametrize(
+    ("length", "parts"),
+    [(1152, (1024, 128)), (100, (128,)), (70, (64, 8)), (9000, (4096, 4096, 1024))],
+)
 def test_lengths_that_are_no_power_of_two(length, parts):
     case = type(BY_NAME[ROWS])("row", "... [c]", (5, length))
     tiles = table.held(geometry(case.plan), 4, False, table.Device(1, 0))
@@ -175,10 +178,22 @@ def test_lengths_that_are_no_power_of_two(length, parts):
     check(case, *arrays(case))
 
 
+def test_long_groups_of_rows_are_held():
+    """And so they are beside a constant and at an offset."""
+    case = Case("group", "n (g [c]) [...]", (1, 6, 80, 79), sizes={"g": 2})
+    assert table.held(geometry(case.plan), 4, False, table.Device(1, 0)).parts == (4096,) * 5
+    x, dy = arrays(case, mean=1e6)
+    x[:, :3] = 7.0
+    with launches() as names:
+        differentiate(case, x, dy)
+    assert names[0] == "forward"
+    check(case, x, dy)
+
+
 @triton.jit
 def _places(at, outer, first, segments, reduced, COLUMNS: tl.constexpr):  # noqa: N803
     i = tl.arange(0, 2)
-    found = places(outer + tl.program_id(0), first + i, first + i, segments, reduced, COLUMNS)
+    found = places(outer + tl.program_id(0), first + i, first, i, segments, reduced, COLUMNS)
     tl.store(at + i[:, None] * 2 + i[None, :], found)
 
 

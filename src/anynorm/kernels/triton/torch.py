@@ -276,10 +276,12 @@ def _backward_split(
     stretches = -(-g.reduced // cut.wide)
     programs, together, few = shared(g, cut.tiles, -(-_PROGRAMS * _device(x.device).processors // stretches))
     sums = x.new_empty(2 * programs * g.reduced, dtype=torch.float32)
+    # Each column has six numbers of its own: with an activation's derivative beside them registers would be spilled.
+    warps = cut.warps * 2 if g.columns and how["ACTIVATION"] else cut.warps
     split_gradient.project_shared[(stretches * programs,)](
         x, dy, dtotal, *smalls, saved, work, dx, sums, g.segments, g.reduced, cut.tiles, stretches, together, few,
         cut.chunks, g.groups * parts, programs * g.reduced, *behind, KEPT=cut.kept, WIDE=cut.wide, BLOCK=cut.block,
-        COLUMNS=g.columns, num_warps=cut.warps, **how, **_OPTIONS,
+        COLUMNS=g.columns, num_warps=warps, **how, **_OPTIONS,
     )  # fmt: skip
     return sums
 

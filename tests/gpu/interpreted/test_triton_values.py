@@ -193,7 +193,7 @@ def test_long_groups_of_rows_are_held():
 @triton.jit
 def _places(at, outer, first, segments, reduced, COLUMNS: tl.constexpr):  # noqa: N803
     i = tl.arange(0, 2)
-    found = places(outer + tl.program_id(0), first + i, first, i, segments, reduced, COLUMNS)
+    found = places(outer + tl.program_id(0), first + i, first + i, segments, reduced, COLUMNS)
     tl.store(at + i[:, None] * 2 + i[None, :], found)
 
 

@@ -45,7 +45,7 @@ def forward(
     for i in tl.static_range(len(PARTS)):
         q = i * PARTS[0] + tl.arange(0, PARTS[i])
         mask = _there(inside, q, reduced, FULL)
-        at = places(outer, s, 0, q, segments, reduced, COLUMNS)
+        at = places(outer, s, q, segments, reduced, COLUMNS)
         xs = xs + (read(x_at, residual_at, total_at, at, mask),)
         masks = masks + (mask,)
     ds, square, mean, power, inverse = centred(xs, masks, reduced * 1.0, top, REMOVES_MEAN)
@@ -82,7 +82,7 @@ def forward(
                 a, known = ((s * each) % modulus)[:, None] + a.to(tl.int32)[None, :], masks[i]
             scale, offset = affine(scale_at, offset_at, shift_at, gain_at, a, outer, span, row, known)
             y = activated(ds[i] * factor[:, None] * scale + offset, ACTIVATION)
-            at = places(outer, s, 0, q, segments, reduced, COLUMNS)
+            at = places(outer, s, q, segments, reduced, COLUMNS)
             tl.store(y_at + at, y.to(y_at.dtype.element_ty), mask=masks[i])
 
 
@@ -158,7 +158,7 @@ def _gradient(
     for i in tl.static_range(len(PARTS)):
         q = i * PARTS[0] + tl.arange(0, PARTS[i])
         mask = _there(inside, q, reduced, FULL)
-        at = places(outer, s, 0, q, segments, reduced, COLUMNS)
+        at = places(outer, s, q, segments, reduced, COLUMNS)
         x = tl.load(x_at + at, mask=mask, other=0.0).to(tl.float32)
         dy = tl.load(dy_at + at, mask=mask, other=0.0).to(tl.float32)
         h = normalized(x, power, high, low, factor)
@@ -194,7 +194,7 @@ def _gradient(
         if AFFINE == "kept":
             dx = dx * scale
         mask = _there(inside, q, reduced, FULL)
-        at = places(outer, s, 0, q, segments, reduced, COLUMNS)
+        at = places(outer, s, q, segments, reduced, COLUMNS)
         if dtotal_at is not None:
             dx += tl.load(dtotal_at + at, mask=mask, other=0.0).to(tl.float32)
         tl.store(dx_at + at, dx.to(dx_at.dtype.element_ty), mask=mask)

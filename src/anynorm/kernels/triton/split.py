@@ -86,7 +86,7 @@ def statistics(
     for start in range(first, end, WIDE):
         q = start + tl.arange(0, WIDE)
         mask = inside[:, None] & (q < end)[None, :]
-        place = places(outer, s, start, tl.arange(0, WIDE), segments, reduced, COLUMNS)
+        place = places(outer, s, q, segments, reduced, COLUMNS)
         x = read(x_at, residual_at, total_at, place, mask)
         count = tl.minimum(end - start, WIDE) * 1.0
         _d, more, its_mean, _power, inverse = centred((x,), (mask,), count, top, REMOVES_MEAN)
@@ -160,7 +160,7 @@ def apply(
         for start in range(c * chunk, end, WIDE):
             q = start + tl.arange(0, WIDE)
             mask = inside[:, None] & (q < end)[None, :]
-            place = places(outer, s, start, tl.arange(0, WIDE), segments, reduced, COLUMNS)
+            place = places(outer, s, q, segments, reduced, COLUMNS)
             x = tl.load(x_at + place, mask=mask, other=0.0).to(tl.float32)
             if AFFINE == "reduced":
                 a, known = q[None, :], (q < end)[None, :]

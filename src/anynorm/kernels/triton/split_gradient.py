@@ -49,7 +49,7 @@ def sums(
     for start in range(c * chunk, end, WIDE):
         q = start + tl.arange(0, WIDE)
         mask = inside[:, None] & (q < end)[None, :]
-        place = places(outer, s, start, tl.arange(0, WIDE), segments, reduced, COLUMNS)
+        place = places(outer, s, q, segments, reduced, COLUMNS)
         x = tl.load(x_at + place, mask=mask, other=0.0).to(tl.float32)
         dy = tl.load(dy_at + place, mask=mask, other=0.0).to(tl.float32)
         h = normalized(x, power, high, low, factor)
@@ -144,7 +144,7 @@ def project(
     for start in range(c * chunk, end, WIDE):
         q = start + tl.arange(0, WIDE)
         mask = inside[:, None] & (q < end)[None, :]
-        place = places(outer, s, start, tl.arange(0, WIDE), segments, reduced, COLUMNS)
+        place = places(outer, s, q, segments, reduced, COLUMNS)
         x = tl.load(x_at + place, mask=mask, other=0.0).to(tl.float32)
         dy = tl.load(dy_at + place, mask=mask, other=0.0).to(tl.float32)
         h = normalized(x, power, high, low, factor)
@@ -185,7 +185,7 @@ def project_shared(
             KEPT, KEPT, False, BLOCK, False, REMOVES_MEAN, REMOVES_SCALE,
         )  # fmt: skip
         mask = inside[:, None] & known
-        place = places(outer, s, 0, q, segments, reduced, COLUMNS)
+        place = places(outer, s, q, segments, reduced, COLUMNS)
         x = tl.load(x_at + place, mask=mask, other=0.0).to(tl.float32)
         dy = tl.load(dy_at + place, mask=mask, other=0.0).to(tl.float32)
         h = normalized(x, power, high, low, factor)

@@ -25,14 +25,14 @@ def powers(bits):
 
 
 @triton.jit
-def places(outer, segments_here, start, elements, segments, reduced, COLUMNS: tl.constexpr):
-    """Where a tile's elements, counted from `start`, lie in the array; in 64 bits, which a large array needs."""
+def places(outer, segments_here, elements, segments, reduced, COLUMNS: tl.constexpr):
+    """Where a tile's elements lie in the array; in 64 bits, which a large array needs."""
     if COLUMNS:
-        matrix = ((outer + tl.zeros([1, 1], tl.int64)) * reduced + start) * segments
+        matrix = (outer + tl.zeros([1, 1], tl.int64)) * reduced * segments
         return matrix + elements.to(tl.int64)[None, :] * segments + segments_here[:, None]
     else:
         row = (outer + tl.zeros_like(segments_here).to(tl.int64)) * segments + segments_here
-        return (row * reduced + start)[:, None] + elements[None, :]
+        return row[:, None] * reduced + elements[None, :]
 
 
 @triton.jit

@@ -66,7 +66,6 @@ def _rows(*lengths: tuple[int, int]) -> tuple[Case, ...]:
 _FIRST, _LAST = shapes.GROUP_FIRST, shapes.GROUP
 _NHWC = (Case(_LAST, (16, 128, 128, 128), 32), Case(_LAST, (8, 64, 64, 1280), 32, dtype="bfloat16"))
 _INSTANCE = (Case(shapes.INSTANCE, (16, 128, 128, 128)), Case(shapes.INSTANCE, (4, 48, 96, 96, 64)))
-_INSTANCE_FIRST = (Case(shapes.INSTANCE_FIRST, (16, 128, 128, 128)), Case(shapes.INSTANCE_FIRST, (4, 64, 48, 96, 96)))
 _MEDIUM = _rows((65536, 1024), (16384, 4096), (8192, 8192))
 GOALS = (
     Goal("layer, RMS forward, rows of 1K to 32K", FORWARD, 2, 0.95, 1.3, _MEDIUM + _rows((2048, 32768), (65536, 1152))),
@@ -76,12 +75,16 @@ GOALS = (
     Goal("group NCHW forward, few groups", FORWARD, 3, 0.90, 8, (
         Case(_FIRST, (1, 512, 256, 256), 32), Case(_FIRST, (2, 256, 256, 256), 32, dtype="bfloat16"))),
     Goal("group NCHW forward, groups up to 100 KB", FORWARD, 2, 0.85, 3, (
-        Case(_FIRST, (128, 512, 16, 16), 32), Case(_FIRST, (64, 320, 32, 32), 32))),
+        Case(_FIRST, (128, 512, 16, 16), 32), Case(_FIRST, (64, 320, 32, 32), 32), Case(_FIRST, (64, 640, 32, 32), 32),
+        Case(_FIRST, (64, 1280, 32, 32), 32, dtype="bfloat16"))),
     Goal("group NHWC forward", FORWARD, 3, 0.85, 3, _NHWC),
     Goal("group NHWC backward", BACKWARD, 5, 0.75, 3, _NHWC),
     Goal("instance NHWC forward", FORWARD, 3, 0.85, 3, _INSTANCE),
     Goal("instance NHWC backward", BACKWARD, 5, 0.75, 3, _INSTANCE),
-    Goal("instance NCHW forward", FORWARD, 2, 0.85, 3, _INSTANCE_FIRST),
+    Goal("instance NCHW forward, groups up to 100 KB", FORWARD, 2, 0.85, 3, (
+        Case(shapes.INSTANCE_FIRST, (16, 128, 128, 128)),)),
+    Goal("instance NCHW forward, larger groups", FORWARD, 3, 0.90, 3, (
+        Case(shapes.INSTANCE_FIRST, (4, 64, 48, 96, 96)),)),
     Goal("group + SiLU, 260 µs at most", FORWARD, 3, None, 15, (
         Case(_FIRST, (1, 128, 20, 256, 256), 32, dtype="bfloat16"),), around="silu", most=0.26),
     Goal("add + RMS, add + layer", FORWARD, 4, 0.90, 2.5, tuple(_both(16384, 4096, dtype="bfloat16")), around="add"),

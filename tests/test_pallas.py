@@ -450,3 +450,11 @@ def test_a_mutant_is_caught(name, monkeypatch):
     monkeypatch.setattr(module, function, wrong)
     with pytest.raises(AssertionError):
         check(case, compiled(case), given(case)[0] + np.float32(-1e6))
+
+
+def test_an_empty_array_is_taken_and_composed():
+    case = Case("empty", "n [...] (g [c])", (0, 5, 12), sizes={"g": 4})
+    assert select.select(case.plan, "jax", "cuda", "float32", "pallas").kernel == "pallas"
+    x = jnp.zeros(case.shape)
+    y, back = jax.vjp(lambda x: anynorm.normalize(x, kernel="pallas", **case.arguments), x)
+    assert y.shape == back(y)[0].shape == x.shape

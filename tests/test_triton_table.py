@@ -26,11 +26,12 @@ NETWORKS = [
 names = [case.name for case in NETWORKS]
 
 
-def test_every_length_of_a_row_is_held_by_two_parts_at_most():
+def test_every_length_of_a_row_is_held_by_two_parts_or_by_whole_tiles_and_one():
     for length in range(1, table.HELD + 1):
-        parts = table.parts(length)
+        parts = table.parts(length, table.TILE)
         assert all(part == table.padded(part) for part in parts)
-        assert len(parts) <= 2
+        assert len(parts) <= max(2, -(-length // table.TILE))
+        assert set(parts[:-1]) <= {parts[0]}
         assert sum(parts) >= length
         assert length <= 16 or 1 - length / sum(parts) <= table.WASTE
 
@@ -188,7 +189,15 @@ def test_the_longest_rows_are_held_with_nothing_behind_alone():
     row = table_of(32768)
     assert table.held(row, 2, False, H200) is not None
     assert table.held(row, 2, False, H200, behind=True) is None
-    assert table.held(table_of(16384), 2, False, H200, behind=True) is not None
+    assert table.held(table_of(24576), 2, False, H200, behind=True) is not None
+
+
+def test_groups_of_80_kb_are_read_once():
+    """In tiles no larger than those of short rows, one after the other; the longest in tiles all alike."""
+    for channels, parts in ((320, (4096, 4096, 2048)), (512, (4096,) * 4), (608, (4096,) * 5), (640, (4096,) * 5)):
+        g = triton.geometry(Case("", "n (g [c]) [...]", (64, channels, 32, 32), sizes={"g": 32}).plan)
+        assert table.held(g, 4, False, H200).parts == parts
+        assert (table.held(modulated(g, 64), 4, False, H200) is None) == (channels > 512)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 4096])

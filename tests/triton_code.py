@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,15 @@ class Launch:
         return ASTSource(self.kernel, signature, constants, facts)
 
     def __hash__(self) -> int:
-        return hash(repr((self.name, self.source.signature, self.source.constants, self.source.attrs)))
+        return hash(self._code)
 
     def __eq__(self, other: object) -> bool:
-        return hash(self) == hash(other)
+        return isinstance(other, Launch) and self._code == other._code
+
+    @cached_property
+    def _code(self) -> str:
+        """What its code depends on."""
+        return repr((self.name, self.warps, self.source.signature, self.source.constants, self.source.attrs))
 
 
 @contextmanager
@@ -126,7 +131,9 @@ class Code:
         return max(re.findall(rf"{what}\.global\.([v\d.b]+)", self.ptx), key=lambda kind: ("v4" in kind, "v2" in kind))
 
 
+@lru_cache(maxsize=4096)
 def compiled(launch: Launch, capability: int, **options: int) -> Code:
+    """Once for all launches of the same code: many cases gather their sums alike."""
     built = triton.compile(
         launch.source,
         target=GPUTarget("cuda", capability, 32),

@@ -150,10 +150,9 @@ def _why_not_triton(plan: Plan, framework: str, device: str, dtype: str, masked:
         return f"the Triton kernels compute in float32, and this is {dtype}"
     if masked:
         return "the Triton kernels take no mask"
-    if triton.geometry(plan) is None:
-        return (
-            f"the Triton kernels have no loops for {'an empty array' if plan.empty else f'runs of this order, {plan}'}"
-        )
+    # Of an empty array nothing is launched.
+    if triton.geometry(plan) is None and not plan.empty:
+        return f"the Triton kernels have no loops for runs of this order, {plan}"
     if forced != "triton":
         return f"the Triton kernels have not run on a GPU yet; {VARIABLE}=triton takes them"
     return ""

@@ -32,10 +32,12 @@ CASES = {
     "layer, rows of 8192": ("... [c]", (4096, 8192), FLOAT),
     "layer, rows of 16384": ("... [c]", (2048, 16384), FLOAT),
     "layer, rows of 32768, half": ("... [c]", (2048, 32768), HALF),
+    "layer, rows of 24576": ("... [c]", (2048, 24576), FLOAT),
     "layer, rows of 65536": ("... [c]", (512, 65536), FLOAT),
     "layer, channels first": ("n [c] ...", (8, 96, 56, 56), FLOAT),
     "layer, many channels first": ("n [c] ...", (16, 4096, 16, 16), HALF),
     "group, channels first, held": ("n (g [c]) [...]", (64, 64, 64, 64), FLOAT),
+    "group, channels first, 80 KB": ("n (g [c]) [...]", (64, 640, 32, 32), FLOAT),
     "group, channels first, cut": ("n (g [c]) [...]", (1, 128, 20, 256, 256), HALF),
     "group, channels last": ("n (g [c]) [...]", (96, 64, 56, 56), FLOAT),
     "group, channels last, half": ("n (g [c]) [...]", (32, 320, 64, 64), HALF),
@@ -44,8 +46,8 @@ CASES = {
     "batch, channels first": ("[n] c [...]", (64, 256, 56, 56), FLOAT),
     "batch, channels last, half": ("[n] c [...]", (64, 256, 56, 56), HALF),
 }
-# Where registers are fewest or layouts most intricate.
-EVERYWHERE = ("layer, rows of 16384", "layer, rows of 32768, half", "layer, rows of 1152", "group, channels last")
+# Ampere's, Hopper's and Blackwell's compute capabilities.
+everywhere = pytest.mark.parametrize("capability", [80, 90, 100])
 
 
 def launches_of(name: str, capability: int = 90, **around: Any) -> list[Launch]:
@@ -65,50 +67,47 @@ def check(launch: Launch, code: Code) -> None:
         assert code.widest("st").startswith("v4")
 
 
+@everywhere
 @pytest.mark.parametrize("name", CASES)
-def test_code(name):
-    for launch in launches_of(name):
-        check(launch, compiled(launch, 90))
-
-
-@pytest.mark.parametrize("capability", [80, 100])
-@pytest.mark.parametrize("name", EVERYWHERE)
-def test_code_for_other_generations(name, capability):
+def test_code(name, capability):
     for launch in launches_of(name, capability):
         check(launch, compiled(launch, capability))
 
 
-# The same with something around: what fills the registers most, and each way to cut.
-AROUND = {
-    "layer, rows of 8192": {"residual": True, "modulation": True, "activation": "gelu"},
-    "layer, rows of 16384": {"residual": True, "activation": "gelu"},
-    "layer, rows of 32768, half": {"residual": True},
-    "layer, rows of 65536": {"modulation": True, "activation": "gelu"},
-    "layer, channels first": {"residual": True, "modulation": True, "activation": "silu"},
-    "group, channels first, held": {"residual": True, "modulation": True, "activation": "silu"},
-    "group, channels first, cut": {"activation": "silu"},
-    "group, channels last, half": {"residual": True, "modulation": True, "activation": "gelu_tanh"},
-    "layer, rows of 1024, half": {"residual": True, "modulation": True, "activation": "relu"},
-}
-AROUND_EVERYWHERE = ("layer, rows of 8192", "layer, rows of 65536", "group, channels last, half")
+ALL = {"residual": True, "modulation": True}
+# The same with something around: what fills the registers most, each way to cut, and what was spilled once.
+AROUND = (
+    ("layer, rows of 1024, half", {**ALL, "activation": "relu"}),
+    ("layer, rows of 8192", {**ALL, "activation": "gelu"}),
+    ("layer, rows of 16384", {"modulation": True}),
+    ("layer, rows of 16384", {"residual": True, "activation": "gelu"}),
+    ("layer, rows of 16384", {"modulation": True, "activation": "gelu"}),
+    ("layer, rows of 24576", {"modulation": True}),
+    ("layer, rows of 32768, half", {"residual": True}),
+    ("layer, rows of 65536", {"modulation": True, "activation": "gelu"}),
+    ("layer, channels first", {**ALL, "activation": "silu"}),
+    ("layer, channels first", {"activation": "gelu_tanh"}),
+    ("layer, many channels first", {**ALL, "activation": "silu"}),
+    ("group, channels first, held", {**ALL, "activation": "silu"}),
+    ("group, channels first, 80 KB", {"activation": "silu"}),
+    ("group, channels first, cut", {"activation": "silu"}),
+    ("group, channels last, half", {**ALL, "activation": "gelu_tanh"}),
+)
+around = pytest.mark.parametrize(
+    ("name", "words"), AROUND, ids=[f"{name}, {' '.join(map(str, words.values()))}" for name, words in AROUND]
+)
 
 
-@pytest.mark.parametrize("name", AROUND)
-def test_code_with_something_around(name):
-    for launch in launches_of(name, **AROUND[name]):
-        check(launch, compiled(launch, 90))
-
-
-@pytest.mark.parametrize("capability", [80, 100])
-@pytest.mark.parametrize("name", AROUND_EVERYWHERE)
-def test_code_with_something_around_for_other_generations(name, capability):
-    for launch in launches_of(name, capability, **AROUND[name]):
+@everywhere
+@around
+def test_code_with_something_around(name, words, capability):
+    for launch in launches_of(name, capability, **words):
         check(launch, compiled(launch, capability))
 
 
-@pytest.mark.parametrize("name", AROUND)
-def test_what_is_around_needs_no_launch_of_its_own(name):
-    one, other = launches_of(name), launches_of(name, **AROUND[name])
+@around
+def test_what_is_around_needs_no_launch_of_its_own(name, words):
+    one, other = launches_of(name), launches_of(name, **words)
     assert [launch.name for launch in one] == [launch.name for launch in other]
 
 
@@ -122,15 +121,16 @@ OTHERS = {
 }
 
 
+@everywhere
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_plans_and_calls_compile(name):
+def test_other_plans_and_calls_compile(name, capability):
     plan, x, scale, offset = arrays(*OTHERS[name])
-    launches = launched(*OTHERS[name])
-    with recorded() as more:
+    launches = launched(*OTHERS[name], capability=capability)
+    with recorded(capability) as more:
         mean, variance = door.moments(x, plan)
         door.apply(x, mean, variance, scale, offset, plan, 1e-5, gradient=True)
     for launch in [*launches, *more]:
-        assert compiled(launch, 90).stack == 0
+        assert compiled(launch, capability).stack == 0
 
 
 class NoDriver:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from cases import BY_NAME
-from triton_runs import SERVED, TYPES, around, arrays, check, check_fused, differentiate
+from triton_runs import SERVED, TYPES, around, arrays, asked_for, check, check_fused, differentiate
 
 import anynorm
 from anynorm.kernels import triton
 from anynorm.kernels.select import select
+from anynorm.ops.torch_fused import Fused
 
 pytestmark = pytest.mark.skipif(
     bool(triton.why_not()) or triton.interpreted() or not torch.cuda.is_available(),
@@ -85,27 +87,46 @@ def test_the_same_bits_run_after_run_and_alone(pattern, shape, sizes):
         assert torch.equal(alone_dx, grads[0][:1])
 
 
-@pytest.mark.parametrize("name", SOME)
-def test_a_cuda_graph_holds_both_passes(name):
-    case = BY_NAME[name]
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("pattern", "shape", "sizes"), LARGE, ids=str)
+def test_a_cuda_graph_replays_both_passes_with_other_inputs(pattern, shape, sizes, fused):
+    case = type(SERVED[0])("large", pattern, shape, sizes=sizes)
     x, dy = on_device(*arrays(case))
-    x.requires_grad_()
+    scale, offset = on_device(*(torch.tensor(a) for a in case.parameters(np.random.default_rng(5))))
+    residual, modulation = around(case, residual=fused, modulation=fused and not pattern.startswith("["))
+    residual = None if residual is None else residual.cuda()
+    vectors = on_device(*(modulation or ()))
+    leaves = [a.requires_grad_() for a in (x, scale, offset, *vectors)]
+    call = Fused(residual, tuple(vectors) or None, "silu" if fused else None)
 
     def both():
-        y = anynorm.normalize(x, kernel="triton", **case.arguments)
-        return y, torch.autograd.grad(y, x, dy)[0]
+        with asked_for():
+            out = call.normalize_checked(x, scale, offset, None, case.spec.encode(), 1e-5)[0]
+        outs = list(out) if fused else [out]
+        return *outs, *torch.autograd.grad(outs, leaves, [dy] * len(outs))
 
     # Compiled before the capture, which nothing may interrupt.
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        wanted = both()
-    stream.synchronize()
+        first = [a.clone() for a in both()]
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         found = both()
     graph.replay()
     torch.cuda.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(found, first, strict=True))
+    with torch.no_grad():
+        x.mul_(-3.0).add_(2.0)
+        dy.copy_(dy.flip(0))
+        scale.add_(1.0)
+        offset.neg_()
+    graph.replay()
+    torch.cuda.synchronize()
+    second = both()
+    assert all(torch.equal(a, b) for a, b in zip(found, second, strict=True))
+    assert not torch.equal(second[0], first[0])
 
 
 def test_more_than_two_to_the_31_elements():

@@ -277,6 +277,24 @@ def test_a_sample_does_not_see_its_neighbours(name, tiles, request):
         assert torch.equal(one, of_all[1:2])
 
 
+@pytest.mark.parametrize("shape", [(0, 5, 8), (3, 0, 8)])
+def test_all_around_an_empty_array(shape):
+    x, residual = torch.zeros(shape), torch.zeros(shape)
+    vectors = torch.zeros(shape[0], 16)
+    leaves = [a.requires_grad_() for a in (x, residual, torch.ones(8), torch.ones(8), vectors)]
+    shift, gain = vectors.chunk(2, dim=1)
+    with asked_for(), launches() as names:
+        case = Case("", "... [c]", shape)
+        call = Fused(residual, (shift, gain), "silu")
+        (y, total), *_ = call.normalize_checked(x, *leaves[2:4], None, case.spec.encode(), 1e-5)
+        grads = torch.autograd.grad([y, total], leaves, [torch.zeros_like(y)] * 2)
+    assert names == []
+    assert y.shape == total.shape == shape
+    for leaf, grad in zip(leaves, grads, strict=True):
+        assert grad.shape == leaf.shape
+        assert not grad.any()
+
+
 def test_only_the_sum_is_kept():
     case = BY_NAME[GROUP]
     x, _ = arrays(case)

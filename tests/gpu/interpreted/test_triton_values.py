@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
-from cases import BY_NAME, CASES
+from cases import BY_NAME, CASES, Case
 from triton_runs import (
     BACKWARD,
     FORWARD,
@@ -164,13 +166,28 @@ def test_float16_up_to_its_maximum():
     check(case, (x / x.abs().max() * 65504).half(), dy)
 
 
-@pytest.mark.parametrize(("length", "parts"), [(1152, (1024, 128)), (100, (128,)), (70, (64, 8))])
+@pytest.mark.parametrize(
+    ("length", "parts"),
+    [(1152, (1024, 128)), (100, (128,)), (70, (64, 8)), (9000, (4096, 4096, 1024))],
+)
 def test_lengths_that_are_no_power_of_two(length, parts):
     case = type(BY_NAME[ROWS])("row", "... [c]", (5, length))
     tiles = table.held(geometry(case.plan), 4, False, table.Device(1, 0))
     assert tiles is not None
     assert tiles.parts == parts
     check(case, *arrays(case))
+
+
+def test_long_groups_of_rows_are_held():
+    """And so they are beside a constant and at an offset."""
+    case = Case("group", "n (g [c]) [...]", (1, 6, 80, 79), sizes={"g": 2})
+    assert table.held(geometry(case.plan), 4, False, table.Device(1, 0)).parts == (4096,) * 5
+    x, dy = arrays(case, mean=1e6)
+    x[:, :3] = 7.0
+    with launches() as names:
+        differentiate(case, x, dy)
+    assert names[0] == "forward"
+    check(case, x, dy)
 
 
 @triton.jit
@@ -244,6 +261,42 @@ def test_statistics_from_outside():
     got, wanted = (torch.autograd.grad(out, of, dy) for out, of in ((y, leaves), (wanted, wide)))
     for one, other in zip(got, wanted, strict=True):
         assert (one - other).abs().max() <= 2e-6 * other.abs().max()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("name", [GROUP, "instance, channels first", "batch, channels last", "many dimensions"])
+def test_of_an_empty_array_nothing_is_launched(name, axis):
+    """As of the CPU's kernel: no elements, and gradients of 0 for scale and offset."""
+    case = BY_NAME[name]
+    if name.endswith("first"):
+        axis *= 2
+    case = replace(case, shape=(*case.shape[:axis], 0, *case.shape[axis + 1 :]))
+    leaves = [torch.zeros(case.shape), *(torch.tensor(a) for a in case.parameters(np.random.default_rng(5)))]
+    x, scale, offset = (a.requires_grad_() for a in leaves)
+    found = []
+    for kernel in ("triton", "cpu"):
+        with launches() as names:
+            y = anynorm.normalize(x, scale=scale, offset=offset, kernel=kernel, **case.arguments)
+            grads = torch.autograd.grad(y, [x, scale, offset], torch.zeros_like(y))
+        assert names == []
+        found.append([y.detach(), *grads])
+    for one, other in zip(*found, strict=True):
+        assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+        assert torch.equal(one, other)
+
+
+def test_statistics_of_an_empty_array():
+    from anynorm.kernels.triton import torch as door
+
+    case = Case("empty", "[n] ... c", (0, 5, 3))
+    x = torch.zeros(case.shape)
+    y, mean, variance, saved = door.forward(x, None, None, case.plan, 1e-5)
+    more = door.moments(x, case.plan)
+    out, kept = door.apply(x, mean, variance, None, None, case.plan, 1e-5, gradient=True)
+    for values in (mean, variance, saved, *more, kept):
+        assert len(values) == 15
+        assert not values.any()
+    assert y.shape == out.shape == x.shape
 
 
 def test_compiled_programs_run_the_kernel():

@@ -45,7 +45,8 @@ def why_not(plan: Plan, device: str, dtype: str, masked: bool) -> str:
         return f"Pallas's kernels keep statistics in float32, and {dtype} has them in {statistics_dtype(dtype)}"
     if masked:
         return "Pallas's kernels take no mask"
-    return why_not_plan(plan)
+    # What an empty array comes to is composed.
+    return "" if plan.empty else why_not_plan(plan)
 
 
 def why_not_plan(plan: Plan) -> str:

@@ -4,7 +4,16 @@ import triton
 import triton.language as tl
 
 from .epilogue import activated, affine, before_activation, read
-from .tiles import centred, normalized, places, scaled
+from .tiles import added, centred, normalized, places, scaled
+
+
+@triton.jit
+def _inside(s, segments, KEPT: tl.constexpr):
+    """Which of a tile's segments there are; tiles of one are as many as segments."""
+    if KEPT == 1:
+        return tl.full([1], True, tl.int1)
+    else:
+        return s < segments
 
 
 @triton.jit
@@ -30,11 +39,12 @@ def forward(
     """
     outer, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     s = tile * KEPT + tl.arange(0, KEPT)
+    inside = _inside(s, segments, KEPT)
     xs = ()
     masks = ()
     for i in tl.static_range(len(PARTS)):
         q = i * PARTS[0] + tl.arange(0, PARTS[i])
-        mask = _there(s < segments, q, reduced, FULL)
+        mask = _there(inside, q, reduced, FULL)
         at = places(outer, s, q, segments, reduced, COLUMNS)
         xs = xs + (read(x_at, residual_at, total_at, at, mask),)
         masks = masks + (mask,)
@@ -53,17 +63,17 @@ def forward(
         rstd = tl.zeros_like(mean) + 1.0
     group = outer * segments + s
     if mean_at is not None:
-        tl.store(mean_at + group, mean.to(tl.float32), mask=s < segments)
-        tl.store(variance_at + group, variance * inverse * inverse, mask=s < segments)
+        tl.store(mean_at + group, mean.to(tl.float32), mask=inside)
+        tl.store(variance_at + group, variance * inverse * inverse, mask=inside)
     if saved_at is not None:
-        tl.store(saved_at + group * 2, mean, mask=s < segments)
-        tl.store(saved_at + group * 2 + 1, rstd, mask=s < segments)
+        tl.store(saved_at + group * 2, mean, mask=inside)
+        tl.store(saved_at + group * 2 + 1, rstd, mask=inside)
 
     if y_at is not None:
         for i in tl.static_range(len(PARTS)):
             q = i * PARTS[0] + tl.arange(0, PARTS[i])
             if AFFINE == "kept":
-                a, known = ((s // divisor) % modulus)[:, None], (s < segments)[:, None]
+                a, known = ((s // divisor) % modulus)[:, None], inside[:, None]
             elif AFFINE == "reduced":
                 a, known = q[None, :], (q < reduced)[None, :]
             elif AFFINE == "stretches":
@@ -133,15 +143,15 @@ def _gradient(
     """dx of one tile; h and dm of its parts."""
     outer, tile = index // tiles, index % tiles
     s = tile * KEPT + tl.arange(0, KEPT)
-    inside = s < segments
+    inside = _inside(s, segments, KEPT)
     group = outer * segments + s
     mean = tl.load(saved_at + group * 2, mask=inside, other=0.0)
     rstd = tl.load(saved_at + group * 2 + 1, mask=inside, other=0.0)
     power, high, low, factor = scaled(mean, rstd)
     hs = ()
     dms = ()
-    sum_dm = tl.zeros([KEPT], tl.float32)
-    sum_dm_h = tl.zeros([KEPT], tl.float32)
+    dm_1, dm_1_rest = tl.zeros([KEPT, PARTS[0]], tl.float32), 0.0
+    dm_h, dm_h_rest = tl.zeros([KEPT, PARTS[0]], tl.float32), 0.0
     if AFFINE == "kept":
         a, known = ((s // divisor) % modulus)[:, None], inside[:, None]
         scale, offset = affine(scale_at, offset_at, shift_at, gain_at, a, outer, span, row, known)
@@ -159,10 +169,12 @@ def _gradient(
         g = dm
         if AFFINE == "reduced":
             g = dm * scale
-        sum_dm += tl.sum(g, 1)
-        sum_dm_h += tl.sum(g * h, 1)
+        dm_1, dm_1_rest = added(dm_1, dm_1_rest, g)
+        dm_h, dm_h_rest = added(dm_h, dm_h_rest, g * h)
         hs = hs + (h,)
         dms = dms + (dm,)
+    sum_dm = tl.sum(dm_1, 1) + dm_1_rest
+    sum_dm_h = tl.sum(dm_h, 1) + dm_h_rest
     if AFFINE == "kept" and sums_at is not None:
         tl.store(sums_at + group, sum_dm_h, mask=inside)
         tl.store(sums_at + length + group, sum_dm, mask=inside)

@@ -90,12 +90,13 @@ def statistics(
         x = read(x_at, residual_at, total_at, place, mask)
         count = tl.minimum(end - start, WIDE) * 1.0
         _d, more, its_mean, _power, inverse = centred((x,), (mask,), count, top, REMOVES_MEAN)
-        # The part of all so far that these are, and the weight of the difference between the two means.
-        weight = count.to(tl.float64) / (start - first + count)
-        delta = its_mean - mean
-        mean += delta * weight
         square += more.to(tl.float64) * inverse.to(tl.float64) * inverse.to(tl.float64)
-        square += delta * delta * weight * (start - first)
+        if REMOVES_MEAN:
+            # The part of all so far that these are, and the weight of the difference between the two means.
+            weight = count.to(tl.float64) / (start - first + count)
+            delta = its_mean - mean
+            mean += delta * weight
+            square += delta * delta * weight * (start - first)
     if MERGES:
         many = merged(tl.where(inside, 1.0, 0.0), owner, GROUPS, MERGES).to(tl.float64)
         apart = mean - spread(merged(mean, owner, GROUPS, MERGES) / many, owner, GROUPS, MERGES)

@@ -43,6 +43,8 @@ def sums(
         scale, offset = affine(scale_at, offset_at, shift_at, gain_at, a, outer, span, row, known)
     dm_h = tl.zeros([KEPT, WIDE], tl.float32)
     dm_1 = tl.zeros([KEPT, WIDE], tl.float32)
+    one = tl.zeros([KEPT], tl.float32)
+    other = tl.zeros([KEPT], tl.float32)
     end = tl.minimum(c * chunk + chunk, reduced)
     for start in range(c * chunk, end, WIDE):
         q = start + tl.arange(0, WIDE)
@@ -56,11 +58,16 @@ def sums(
             scale, offset = affine(scale_at, offset_at, shift_at, gain_at, a, outer, span, row, known)
         dm = before_activation(dy, h, scale, offset, mask, ACTIVATION)
         if AFFINE == "reduced":
-            dm *= scale
-        dm_h += dm * h
-        dm_1 += dm
-    one = tl.sum(dm_h, 1)
-    other = tl.sum(dm_1, 1)
+            # Added up at once: beside a scale for each element, sums of each would be spilled.
+            g_1 = dm * scale
+            one += tl.sum(g_1 * h, 1)
+            other += tl.sum(g_1, 1)
+        else:
+            dm_h += dm * h
+            dm_1 += dm
+    if AFFINE == "kept":
+        one = tl.sum(dm_h, 1)
+        other = tl.sum(dm_1, 1)
     if sums_at is not None and not PER_GROUP:
         place = sums_at + (c * outers + outer).to(tl.int64) * segments + s
         tl.store(place, one, mask=inside)

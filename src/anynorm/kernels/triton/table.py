@@ -19,7 +19,11 @@ from .views import Geometry
 # Elements of a tile: 16 KB of float32, 32 numbers for each thread of four warps.
 TILE = 4096
 # Up to here a row stays in registers; the gradient holds x, dy and, where each element has a scale, two sums of it.
-HELD, HELD_GRADIENT, HELD_SUMS = 16384, 16384, 8192
+HELD, HELD_GRADIENT, HELD_SUMS = 24576, 16384, 8192
+# Of several rows with a scale each, as in a group, and of such rows with a shift and a gain; of several columns.
+HELD_STRETCHES, HELD_MODULATED, HELD_COLUMNS = 20480, 16384, 16384
+# And a row that is read without a mask.
+HELD_FULL = 16384
 # Of rows in half precision twice as many fit beside their scale; what the compiler makes for later generations spills,
 # and so does a modulation or an activation.
 HELD_HALF, HELD_HALF_UNTIL = 32768, 10
@@ -47,10 +51,12 @@ class Held:
 
     Attributes:
         parts: powers of two that together hold a group's elements.
+        full: whether they are known to hold nothing else.
         programs: how many share the work, at most; 0: one for each tile.
     """
 
     parts: tuple[int, ...]
+    full: bool
     kept: int
     warps: int
     programs: int = 0
@@ -120,12 +126,20 @@ def padded(length: int) -> int:
     return 1 << (length - 1).bit_length()
 
 
-def parts(length: int) -> tuple[int, ...]:
-    """One power of two that holds so many elements, or two where one would leave more than a quarter idle.
+def parts(length: int, most: int) -> tuple[int, ...]:
+    """Powers of two that hold so many elements, all but the last alike, and leave no more than a quarter idle.
 
-    >>> parts(768), parts(1024), parts(1152), parts(1000)
-    ((1024,), (1024,), (1024, 128), (1024,))
+    None is larger than `most`: what a program computes for one after the other takes fewer registers.
+
+    >>> parts(768, 4096), parts(1024, 4096), parts(1152, 4096), parts(1000, 4096), parts(9000, 4096)
+    ((1024,), (1024,), (1024, 128), (1024,), (4096, 4096, 1024))
     """
+    if length > most * 4:
+        # Whole ones alone: a last one in another layout would cost registers that are used up.
+        return (most,) * -(-length // most)
+    if length > most:
+        rest = length % most
+        return (most,) * (length // most) + ((max(most // 8, padded(rest)),) if rest else ())
     whole = padded(length)
     if whole <= 16 or length >= (1 - WASTE) * whole:
         return (whole,)
@@ -149,7 +163,12 @@ def held(g: Geometry, itemsize: int, gradient: bool, device: Device, behind: boo
     most = HELD_SUMS if sums else HELD_GRADIENT if gradient else HELD
     if not (gradient or behind or g.columns or g.each > 1) and itemsize == 2 and device.generation < HELD_HALF_UNTIL:
         most = HELD_HALF
-    tile = sum(parts(g.count))
+    if g.columns or g.each > 1:
+        most = min(most, HELD_COLUMNS if g.columns else HELD_MODULATED if g.samples else HELD_STRETCHES)
+    # With 32 warps in parts of sixteen bytes a thread, in half precision too.
+    is_widest = itemsize == 2 and g.count > (HELD_SUMS if gradient else HELD)
+    cut = parts(g.count, TILE * 2 if is_widest else TILE)
+    tile = sum(cut)
     least = min(SECTOR // itemsize, padded(g.segments)) if g.columns else 1
     if tile * least > most:
         return None
@@ -158,12 +177,15 @@ def held(g: Geometry, itemsize: int, gradient: bool, device: Device, behind: boo
         kept = max(least, min(kept, padded(g.segments)))
     elements = kept * padded(tile)
     warps = _warps(elements * 2 if gradient else elements)
+    if not gradient and tile <= HELD:
+        warps = min(warps, 16)
     if not g.columns:
         warps = max(warps, min(16, kept // (4 if gradient else 8)))
     # A program's sums are as long as a group: the fewer programs, the less is written, and the longer the group, the
     # fewer have room on a processor.
     programs = device.processors * max(1, min(4, HELD_SUMS // tile)) if sums else 0
-    return Held(parts(g.count), kept, warps, programs)
+    # Without a mask the compiler moves loads so far ahead that the longest rows are spilled.
+    return Held(cut, tile == g.count <= HELD_FULL, kept, warps, programs)
 
 
 def split(g: Geometry) -> Split:

@@ -47,44 +47,60 @@ def centred(xs, masks, count, top, REMOVES_MEAN: tl.constexpr):
         d of each part, the sum of d * d, the mean in double, and the power with its inverse.
     """
     infinite = float("inf")
-    if REMOVES_MEAN:
-        low, high = infinite, -infinite
-        for i in tl.static_range(len(xs)):
-            low = tl.minimum(low, tl.min(tl.where(masks[i], xs[i], infinite), 1))
-            high = tl.maximum(high, tl.max(tl.where(masks[i], xs[i], -infinite), 1))
-        largest = tl.maximum(-low, high)
-    else:
-        largest = 0.0
-        for i in tl.static_range(len(xs)):
-            largest = tl.maximum(largest, tl.max(tl.where(masks[i], tl.abs(xs[i]), 0.0), 1))
-    power, inverse = powers(tl.minimum(254 - exponent(largest), 127 + top))
+    low, lowest = tl.zeros_like(xs[0]) + infinite, infinite
+    high, highest = tl.zeros_like(xs[0]) - infinite, -infinite
+    for i in tl.static_range(len(xs)):
+        if REMOVES_MEAN:
+            below = tl.where(masks[i], xs[i], infinite)
+            above = tl.where(masks[i], xs[i], -infinite)
+        else:
+            below = tl.where(masks[i], -tl.abs(xs[i]), 0.0)
+            above = -below
+        if xs[i].shape[1] == xs[0].shape[1]:
+            low = tl.minimum(low, below)
+            high = tl.maximum(high, above)
+        else:
+            lowest = tl.min(below, 1)
+            highest = tl.max(above, 1)
+    low = tl.minimum(tl.min(low, 1), lowest)
+    high = tl.maximum(tl.max(high, 1), highest)
+    power, inverse = powers(tl.minimum(254 - exponent(tl.maximum(-low, high)), 127 + top))
     ds = ()
-    square = 0.0
     if REMOVES_MEAN:
         shift = low * power * 0.5 + high * power * 0.5
-        total = 0.0
+        total, rest = tl.zeros_like(xs[0]), 0.0
         for i in tl.static_range(len(xs)):
-            total += tl.sum(tl.where(masks[i], xs[i] * power[:, None] - shift[:, None], 0.0), 1)
-        residual = tl.div_rn(total, count + tl.zeros_like(total))
-        total = 0.0
+            d = tl.where(masks[i], xs[i] * power[:, None] - shift[:, None], 0.0)
+            total, rest = added(total, rest, d)
+        residual = tl.div_rn(tl.sum(total, 1) + rest, count + tl.zeros_like(shift))
+        total, rest = tl.zeros_like(xs[0]), 0.0
         for i in tl.static_range(len(xs)):
             d = tl.where(masks[i], xs[i] * power[:, None] - shift[:, None] - residual[:, None], 0.0)
-            total += tl.sum(d, 1)
+            total, rest = added(total, rest, d)
             ds = ds + (d,)
-        rest = tl.div_rn(total, count + tl.zeros_like(total))
-        mean = (shift.to(tl.float64) + residual.to(tl.float64) + rest.to(tl.float64)) * inverse.to(tl.float64)
+        last = tl.div_rn(tl.sum(total, 1) + rest, count + tl.zeros_like(shift))
+        mean = (shift.to(tl.float64) + residual.to(tl.float64) + last.to(tl.float64)) * inverse.to(tl.float64)
         exact = ()
         for i in tl.static_range(len(xs)):
-            d = tl.where(masks[i], ds[i] - rest[:, None], 0.0)
-            square += tl.sum(d * d, 1)
-            exact = exact + (d,)
-        return exact, square, mean, power, inverse
+            exact = exact + (tl.where(masks[i], ds[i] - last[:, None], 0.0),)
+        ds = exact
     else:
+        mean = tl.zeros_like(power).to(tl.float64)
         for i in tl.static_range(len(xs)):
-            d = tl.where(masks[i], xs[i] * power[:, None], 0.0)
-            square += tl.sum(d * d, 1)
-            ds = ds + (d,)
-        return ds, square, tl.zeros_like(square).to(tl.float64), power, inverse
+            ds = ds + (tl.where(masks[i], xs[i] * power[:, None], 0.0),)
+    total, rest = tl.zeros_like(xs[0]), 0.0
+    for i in tl.static_range(len(xs)):
+        total, rest = added(total, rest, ds[i] * ds[i])
+    return ds, tl.sum(total, 1) + rest, mean, power, inverse
+
+
+@triton.jit
+def added(total, rest, values):
+    """The sum so far, with one more part: those as wide as the first element by element, so that few cross warps."""
+    if values.shape[1] == total.shape[1]:
+        return total + values, rest
+    else:
+        return total, rest + tl.sum(values, 1)
 
 
 @triton.jit

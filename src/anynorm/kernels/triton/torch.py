@@ -18,7 +18,7 @@ from .table import Device, Held, gathered, shared
 from .table import held as held_table
 from .table import split as split_table
 from .torch_around import NOTHING, Around, checked, modulation
-from .torch_launch import of_chunks, of_parts, of_tile, on, scaling, small_pair
+from .torch_launch import nothing_of, of_chunks, of_parts, of_tile, on, scaling, small_pair
 from .views import Geometry, geometry, modulated
 
 Array = Any
@@ -97,6 +97,9 @@ def _forward(
     eps: float,
     around: Around,
 ) -> None:
+    if plan.empty:
+        nothing_of(mean, variance, saved)
+        return
     g = _geometry(plan, around)
     removes = {"REMOVES_MEAN": plan.removes_mean, "REMOVES_SCALE": plan.removes_scale}
     top, root, constant = scaling(eps, plan.removes_scale)
@@ -143,8 +146,11 @@ def apply(
     """y from statistics made elsewhere, over the kept axes as users have them, and what the gradient needs."""
     x, (scale, offset) = dense(x, plan), small_pair(scale, offset, x, plan)
     mean, variance = statistic(mean, x, plan), statistic(variance, x, plan)
-    y, g = torch.empty_like(x), _geometry(plan, NOTHING)
-    saved = room_for_saved(x, plan) if gradient else None
+    y, saved = torch.empty_like(x), room_for_saved(x, plan) if gradient else None
+    if plan.empty:
+        nothing_of(saved)
+        return y, saved
+    g = _geometry(plan, NOTHING)
     cut = split_table(g)
     with on(x.device):
         split.apply[(g.outer * cut.chunks * cut.tiles,)](
@@ -184,7 +190,11 @@ def fused_backward(
     dy, dtotal = laid_as(dy, x), None if dtotal is None else laid_as(dtotal, x)
     dscale, doffset = (None if a is None else torch.empty_like(a) for a in (scale, offset))
     dshift, dgain = (None if a is None else a.new_empty(a.shape) for a in (around.shift, around.gain))
-    dx, g = torch.empty_like(x), _geometry(plan, around)
+    dx = torch.empty_like(x)
+    if plan.empty:
+        nothing_of(dscale, doffset, dshift, dgain)
+        return dx, like(dscale, like_scale, plan.affine), like(doffset, like_offset, plan.affine), dshift, dgain
+    g = _geometry(plan, around)
     smalls = (scale, offset if around.activation else None, around.shift, around.gain)
     removes = {"REMOVES_MEAN": plan.removes_mean, "REMOVES_SCALE": plan.removes_scale}
     how = {"ACTIVATION": around.activation, **removes}
@@ -266,10 +276,12 @@ def _backward_split(
     stretches = -(-g.reduced // cut.wide)
     programs, together, few = shared(g, cut.tiles, -(-_PROGRAMS * _device(x.device).processors // stretches))
     sums = x.new_empty(2 * programs * g.reduced, dtype=torch.float32)
+    # Each column has six numbers of its own: with an activation's derivative beside them registers would be spilled.
+    warps = cut.warps * 2 if g.columns and how["ACTIVATION"] else cut.warps
     split_gradient.project_shared[(stretches * programs,)](
         x, dy, dtotal, *smalls, saved, work, dx, sums, g.segments, g.reduced, cut.tiles, stretches, together, few,
         cut.chunks, g.groups * parts, programs * g.reduced, *behind, KEPT=cut.kept, WIDE=cut.wide, BLOCK=cut.block,
-        COLUMNS=g.columns, num_warps=cut.warps, **how, **_OPTIONS,
+        COLUMNS=g.columns, num_warps=warps, **how, **_OPTIONS,
     )  # fmt: skip
     return sums
 

@@ -24,10 +24,15 @@ def small_pair(scale: Array | None, offset: Array | None, x: Array, plan: Plan) 
     return small(scale, x, plan), small(offset, x, plan)
 
 
+def nothing_of(*results: Array | None) -> None:
+    """Zeros: what there is to say of an array without elements, for which nothing is launched."""
+    for values in results:
+        if values is not None:
+            values.zero_()
+
+
 def of_parts(g: Geometry, tiles: Held) -> dict[str, Any]:
-    return {
-        "PARTS": tiles.parts, "FULL": sum(tiles.parts) == g.count, "KEPT": tiles.kept, "COLUMNS": g.columns,
-    }  # fmt: skip
+    return {"PARTS": tiles.parts, "FULL": tiles.full, "KEPT": tiles.kept, "COLUMNS": g.columns}
 
 
 def of_chunks(g: Geometry, cut: Split) -> tuple[int, ...]:

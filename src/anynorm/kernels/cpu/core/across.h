@@ -16,7 +16,7 @@ void apply_across(const T* x, T* y, int64_t n, int64_t stride, ColumnCentre<A> c
                   bool past) {
   Vec<A> by[R], more[R];
   for (int r = 0; r < R; ++r) by[r] = broadcast(scale[r]), more[r] = broadcast(offset[r]);
-  over_results<A>(n, past && can_go_past<A>(y, stride), [&](int64_t i, auto lanes) {
+  over_results<A>(n, past && can_go_past<A>(y, stride), x != y, [&](int64_t i, auto lanes) {
     const Centred<A> k = c.at(i, lanes);
     for (int r = 0; r < R; ++r)
       lanes.store(y + r * stride + i, fma(k.h(lanes.load(x + r * stride + i, k.mean)), by[r], more[r]));
@@ -30,8 +30,9 @@ void sum_across(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre
   Vec<A> by[R], row_plain[R] = {}, row_with_h[R] = {};
   for (int r = 0; r < R; ++r) by[r] = broadcast(scale[r]);
   over_vectors<A>(n, [&](int64_t i, auto lanes) {
-    const Centred<A> k = c.at(i, lanes);
-    Vec<A> p = lanes.load(plain + i), q = lanes.load(with_h + i);
+    // What belongs to columns is there for whole vectors: a part that was stored could not be loaded at once.
+    const Centred<A> k = c.at(i, Whole<A>());
+    Vec<A> p = load<A>(plain + i), q = load<A>(with_h + i);
     for (int pair = 0; pair < R; pair += 2) {
       Vec<A> of_g = {}, of_g_h = {};
       for (int r = pair; r < R && r < pair + 2; ++r) {
@@ -45,7 +46,7 @@ void sum_across(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre
       p += of_g;
       q += of_g_h;
     }
-    lanes.store(plain + i, p), lanes.store(with_h + i, q);
+    store<A>(plain + i, p), store<A>(with_h + i, q);
   });
   for (int r = 0; r < R; ++r) rows[r] = {double(sum_lanes(row_plain[r])), double(sum_lanes(row_with_h[r]))};
 }
@@ -56,7 +57,7 @@ void project_across(const T* x, const T* dy, T* dx, int64_t n, int64_t stride, C
                     ColumnProjection<A> p, const A* scale, bool past) {
   Vec<A> by[R];
   for (int r = 0; r < R; ++r) by[r] = broadcast(scale[r]);
-  over_results<A>(n, past && can_go_past<A>(dx, stride), [&](int64_t i, auto lanes) {
+  over_results<A>(n, past && can_go_past<A>(dx, stride), dx != x && dx != dy, [&](int64_t i, auto lanes) {
     const Centred<A> k = c.at(i, lanes);
     const Vec<A> rstd = lanes.load(p.factor + i), slope = lanes.load(p.slope + i), level = lanes.load(p.level + i);
     for (int r = 0; r < R; ++r) {
@@ -153,36 +154,39 @@ struct Across {
   }
 
   template <class A>
-  void centre(const Statistic* s, Lines<A> l) const {
-    for (int64_t i = 0; i < l.n; ++i) {
+  void centre(const Statistic* s, int64_t n, Lines<A> l) const {
+    for (int64_t i = 0; i < n; ++i) {
       const Centre<A> k(s[i]);
       l.line(0)[i] = k.mean, l.line(1)[i] = k.minus, l.line(2)[i] = k.rest;
     }
+    for (int64_t i = n; i < l.n; ++i) l.line(0)[i] = l.line(1)[i] = l.line(2)[i] = 0;
   }
 
   template <class A>
-  void apply(int64_t unit, const Statistic* s, double* room) const {
-    const Lines<A> l = {reinterpret_cast<A*>(room), n(unit)};
-    centre(s, l);
+  ANYNORM_FLAT void apply(int64_t unit, const Statistic* s, double* room) const {
+    const int64_t n = this->n(unit);
+    const Lines<A> l = {reinterpret_cast<A*>(room), n};
+    centre(s, n, l);
     // Backwards: what was read last is still in the cache.
     over_rows<A>(true, [&](int64_t row, auto many, const A* by, const A* more) {
       const int64_t place = at(unit) + row * g.columns.size;
       apply_across<A, decltype(many)::value>(static_cast<const T*>(call.x) + place, static_cast<T*>(call.y) + place,
-                                             l.n, g.columns.size, l.centre(), by, more, call.past);
+                                             n, g.columns.size, l.centre(), by, more, call.past);
     });
   }
 
   // `room`: 10 * n doubles; affine: room for the rows' sums, or NULL.
   template <class A>
-  void backward(int64_t unit, double* room, Sums* affine) const {
+  ANYNORM_FLAT void backward(int64_t unit, double* room, Sums* affine) const {
     const Statistic* s = call.statistics + group(unit);
-    const Lines<A> l = {reinterpret_cast<A*>(room + 4 * n(unit)), n(unit)};
-    centre(s, l);
+    const int64_t n = this->n(unit), whole = (n + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+    const Lines<A> l = {reinterpret_cast<A*>(room + 4 * whole), whole};
+    centre(s, n, l);
     const T *x = static_cast<const T*>(call.x) + at(unit), *dy = static_cast<const T*>(call.dy) + at(unit);
     const int64_t stride = g.columns.size;
     double *plain = room, *with_h = room + l.n;
     if (call.sums_given) {
-      for (int64_t i = 0; i < l.n; ++i)
+      for (int64_t i = 0; i < n; ++i)
         plain[i] = call.sums[group(unit) + i].plain, with_h[i] = call.sums[group(unit) + i].with_h;
     } else {
       memset(static_cast<void*>(room), 0, size_t(2 * l.n) * sizeof(double));
@@ -195,19 +199,19 @@ struct Across {
       over_rows<A>(false, [&](int64_t row, auto many, const A* by, const A*) {
         constexpr int R = decltype(many)::value;
         Sums of_row[R];
-        sum_across<A, R>(x + row * stride, dy + row * stride, l.n, stride, l.centre(), by, some_plain, some_with_h,
+        sum_across<A, R>(x + row * stride, dy + row * stride, n, stride, l.centre(), by, some_plain, some_with_h,
                          of_row);
         for (int r = 0; affine != nullptr && r < R; ++r) affine[row + r] = of_row[r];
         if ((row + R) % kRowsSummed == 0) pour();
       });
       pour();
       if (call.sums != nullptr)
-        for (int64_t i = 0; i < l.n; ++i) call.sums[group(unit) + i] = {plain[i], with_h[i]};
+        for (int64_t i = 0; i < n; ++i) call.sums[group(unit) + i] = {plain[i], with_h[i]};
     }
     if (call.dx == nullptr) return;
     if (project(unit, plain, with_h, l)) return;
-    const Lines<double> wide = {room + 4 * l.n, l.n};
-    centre(s, wide);
+    const Lines<double> wide = {room + 4 * whole, whole};
+    centre(s, n, wide);
     project(unit, plain, with_h, wide);
   }
 
@@ -215,8 +219,9 @@ struct Across {
   template <class A>
   bool project(int64_t unit, const double* plain, const double* with_h, Lines<A> l) const {
     const Statistic* s = call.statistics + group(unit);
+    const int64_t n = this->n(unit);
     bool fit = true;
-    for (int64_t i = 0; i < l.n; ++i) {
+    for (int64_t i = 0; i < n; ++i) {
       const Projection<A> p(call, s[i], Sums{plain[i], with_h[i]});
       l.line(3)[i] = A(s[i].rstd), l.line(4)[i] = p.slope, l.line(5)[i] = p.level;
       fit &= p.fits;
@@ -226,7 +231,7 @@ struct Across {
       const int64_t place = at(unit) + row * g.columns.size;
       project_across<A, decltype(many)::value>(static_cast<const T*>(call.x) + place,
                                                static_cast<const T*>(call.dy) + place,
-                                               static_cast<T*>(call.dx) + place, l.n, g.columns.size, l.centre(),
+                                               static_cast<T*>(call.dx) + place, n, g.columns.size, l.centre(),
                                                l.projection(), by, call.past);
     });
     return true;

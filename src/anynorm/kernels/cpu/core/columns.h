@@ -61,7 +61,7 @@ inline void add_rows(const T* x, int64_t n, int64_t stride, A factor, const A* s
 // `scratch` has room for 3 * n numbers. A column whose shift lay far from its mean, and only that one, gets NaN, which
 // nobody takes for a good variance.
 template <class A, bool Centred, bool Scaled, class T>
-void block_columns(const Block<T>& b, double by, A* scratch, double* mean, double* m2) {
+ANYNORM_FLAT void block_columns(const Block<T>& b, double by, A* scratch, double* mean, double* m2) {
   constexpr int64_t L = kLanes<A>;
   const A factor = A(by);
   A *shift = scratch, *sum = scratch + b.n, *square = scratch + 2 * b.n;
@@ -126,7 +126,7 @@ inline void apply_some_rows(const T* x, T* y, int64_t n, int64_t stride, ColumnL
 }
 
 template <class A, class T>
-void apply_columns(const Block<T>& b, T* y, ColumnLine<A> c, bool past) {
+ANYNORM_FLAT void apply_columns(const Block<T>& b, T* y, ColumnLine<A> c, bool past) {
   past = past && can_go_past<A>(y, b.stride);
   in_order(b.rows, b.large, [&](int64_t row, auto many) {
     apply_some_rows<A, decltype(many)::value>(b.x + row * b.stride, y + row * b.stride, b.n, b.stride, c, past);
@@ -167,7 +167,7 @@ inline void sum_some_rows(const T* x, const T* dy, int64_t n, int64_t stride, Co
 
 // Sums over the rows of dy and dy * h, this h unscaled, added to `plain` and `with_h`.
 template <class A, class T>
-void sum_columns(const Block<T>& b, const T* dy, ColumnCentre<A> c, A* plain, A* with_h) {
+ANYNORM_FLAT void sum_columns(const Block<T>& b, const T* dy, ColumnCentre<A> c, A* plain, A* with_h) {
   in_turn(b.rows, [&](int64_t row, auto many) {
     sum_some_rows<A, decltype(many)::value>(b.x + row * b.stride, dy + row * b.stride, b.n, b.stride, c, plain, with_h);
   });
@@ -193,7 +193,7 @@ inline void project_some_rows(const T* x, const T* dy, T* dx, int64_t n, int64_t
 }
 
 template <class A, class T>
-void project_columns(const Block<T>& b, const T* dy, T* dx, ColumnCentre<A> c, ColumnProjection<A> p, bool past) {
+ANYNORM_FLAT void project_columns(const Block<T>& b, const T* dy, T* dx, ColumnCentre<A> c, ColumnProjection<A> p, bool past) {
   past = past && can_go_past<A>(dx, b.stride);
   in_order(b.rows, b.large, [&](int64_t row, auto many) {
     const int64_t at = row * b.stride;

@@ -283,6 +283,11 @@ inline bool can_go_past(const T* p, int64_t stride = 0) {
 
 // For loops that only large arrays need, so that they take no registers from the others; short rows are not worth a call.
 #define ANYNORM_APART __attribute__((noinline))
+
+// For what runs over an array: all that it calls for a few rows becomes part of it. Left to itself the compiler stops at
+// a size of the whole file, and each call it leaves costs as much as a hundred elements.
+#define ANYNORM_FLAT __attribute__((flatten))
+
 template <class A, class T>
 inline bool row_can_go_past(const T* p, int64_t n) {
   return n * int64_t(sizeof(T)) >= 1024 && can_go_past<A>(p);
@@ -331,6 +336,17 @@ inline void over_results(int64_t n, bool past, const F& work) {
     over_vectors_past<A>(n, work);
   else
     over_vectors<A>(n, work);
+}
+
+// As above; where work may be done twice, as it may not be in place, the last vector is whole and begins among the one
+// before: a part of a vector takes long to store.
+template <class A, class F>
+inline void over_results(int64_t n, bool past, bool twice, const F& work) {
+  constexpr int64_t L = kLanes<A>;
+  if (past) return over_vectors_past<A>(n, work);
+  const int64_t before = twice && n >= L ? n / L * L : n;
+  over_vectors<A>(before, work);
+  if (before < n) work(n - L, Whole<A>());
 }
 
 // --- sums over the lanes, always in the same order --------------------------------------------------------------------

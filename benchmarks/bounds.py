@@ -1,19 +1,21 @@
-"""What bounds the speed on torch: the memory, the kernel and the framework apart, for every float32 case.
+"""What bounds the speed: the memory, the kernel and the framework apart, for every float32 case.
 
     python benchmarks/bounds.py
 
 times on one thread, in one process and in turn: a copy of the tensor; loops that move its bytes and compute next to
 nothing, each byte once ("bytes") and as the statistics need it ("passes": a slab is read for its sums, then read again
 and stored); the loops of each byte once again, within an autograd function as Python writes one ("through"); the kernel
-on arrays of its own; anynorm; torch. Nothing can be ahead of a peer by more than its time over that of the bytes,
-nothing of two passes by more than its time over that of the passes, and nothing that torch reaches through Python by
-more than its time over that of "through". Writes results/bounds.json and prints what was missed in results/speed.json
-with what bounds it.
+on arrays of its own; anynorm; torch. On TensorFlow and JAX, in processes of their own, "through" is each byte once in
+the framework's own simplest operations (x + x, and dy * x for a gradient). Nothing can be ahead of a peer by more than
+its time over that of the bytes, nothing of two passes by more than its time over that of the passes, and nothing within
+a framework by more than its time over that of "through". Writes results/bounds.json and prints what was missed in
+results/speed.json with what bounds it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import math
 import os
@@ -36,6 +38,8 @@ from shapes import BACKWARD, BOTH, BY_NAME, CASES, EPS, FORWARD, Case
 _SOURCE = ROOT / "benchmarks/bounds.cpp"
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffast-math", "-funroll-loops", "-shared", "-fPIC")
 _PASSES = (FORWARD, BACKWARD, BOTH)
+_MODES = {"tensorflow": ("TensorFlow graph", "TensorFlow XLA"), "jax": ("JAX jit",)}
+_OTHERS = tuple(mode for modes in _MODES.values() for mode in modes)
 _CASES = tuple(case for case in CASES if case.dtype == "float32" and not case.small)
 
 
@@ -51,8 +55,26 @@ def slab_of(case: Case) -> int:
     return math.prod(run.known for run in runs[reduced[0] :])
 
 
-def _work(seconds: float, library: str, cases: list[str]) -> None:
+def _work(backend: str, **told: Any) -> None:
     """In a process of its own: a row a line."""
+    (_work_on_torch if backend == "torch" else _work_through)(**told)
+
+
+def _work_through(framework: str, seconds: float, cases: list[str]) -> None:
+    peers = importlib.import_module(f"peers_{framework}")
+    use_one_core()
+    peers.start(1)
+    for name in cases:
+        x, dy, *small = BY_NAME[name].arrays()
+        copy = peers.copy(x, "float32")
+        row: dict[str, Any] = {"case": name}
+        for mode in _MODES[framework]:
+            passes = peers.through(mode, x, dy, [a for a in small if a is not None])
+            row[mode] = {which: least({"through": timed, "copy": copy}, seconds / 2) for which, timed in passes.items()}
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
+def _work_on_torch(library: str, seconds: float, cases: list[str]) -> None:
     import peers_torch
 
     use_one_core()
@@ -76,7 +98,7 @@ def _moving(loops: ctypes.CDLL, x: Any, slab: int) -> Mapping[str, Timed]:
     """The loops of bounds.cpp over arrays that are there already."""
     import torch
 
-    x = torch.from_numpy(x)
+    x = torch.tensor(x)
     arrays = [x, *(torch.randn_like(x) for _ in range(3))]
     at_x, at_y, at_dy, at_dx = (ctypes.c_void_p(a.data_ptr()) for a in arrays)
     sizes = ctypes.c_int64(x.numel()), ctypes.c_int64(slab)
@@ -99,8 +121,8 @@ def _through(loops: ctypes.CDLL, x: Any, dy: Any, scale: Any, offset: Any) -> Ma
     """The loops of each byte once where torch's users meet them: results made anew, and a gradient of autograd's."""
     import torch
 
-    leaf, w, b = (None if a is None else torch.from_numpy(a).requires_grad_() for a in (x, scale, offset))
-    leaves, dy = [a for a in (leaf, w, b) if a is not None], torch.from_numpy(dy)
+    leaf, w, b = (None if a is None else torch.tensor(a).requires_grad_() for a in (x, scale, offset))
+    leaves, dy = [a for a in (leaf, w, b) if a is not None], torch.tensor(dy)
     sizes = ctypes.c_int64(leaf.numel()), ctypes.c_int64(0)
 
     def moved(x: Any) -> Any:
@@ -144,7 +166,7 @@ def _kernel(case: Case, x: Any, dy: Any, scale: Any, offset: Any) -> Mapping[str
     from anynorm.kernels.cpu import calls, problem
     from anynorm.kernels.torch_memory import room_for_saved
 
-    x, dy, scale, offset = (None if a is None else torch.from_numpy(a) for a in (x, dy, scale, offset))
+    x, dy, scale, offset = (None if a is None else torch.tensor(a) for a in (x, dy, scale, offset))
     y, dx = torch.empty_like(x), torch.empty_like(x)
     kept = room_for_saved(x, case.plan)
     sums = [None if a is None else torch.empty_like(a) for a in (scale, offset)]
@@ -173,14 +195,25 @@ def _measured(cases: Sequence[Case], seconds: float) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "bounds.so"
         subprocess.run([os.environ.get("CXX", "c++"), *_FLAGS, _SOURCE, "-o", library], check=True)
-        told = json.dumps({"seconds": seconds, "library": str(library), "cases": [case.name for case in cases]})
-        rows = stream(os.path.abspath(__file__), "torch", told)
-        return list(track(rows, "cases", total=len(cases), console=Console(stderr=True)))
+        names = [case.name for case in cases]
+        found: dict[str, Row] = {name: {} for name in names}
+        rows = (
+            row
+            for backend, more in (("torch", {"library": str(library)}), *((b, {"framework": b}) for b in _MODES))
+            for row in stream(
+                os.path.abspath(__file__),
+                backend,
+                json.dumps({"backend": backend, "seconds": seconds, "cases": names, **more}),
+            )
+        )
+        for row in track(rows, "cases", total=len(cases) * (1 + len(_MODES)), console=Console(stderr=True)):
+            found[row["case"]] |= row
+    return list(found.values())
 
 
 def missed(speed: Sequence[Row], cache: int, bounds: Mapping[str, Row]) -> Iterator[tuple[Goal, Row, str, list[float]]]:
     """Each row that misses a goal of being ahead: the goal, the row, the peer, and how far ahead of that peer are
-    anynorm, the kernel alone, the bytes through Python (infinitely far on other frameworks), the passes and the bytes.
+    anynorm, the kernel alone, the bytes through the framework, the passes and the bytes.
 
     The peer's time and anynorm's are in copies of their own process; a copy is what processes have in common.
     """
@@ -192,19 +225,19 @@ def missed(speed: Sequence[Row], cache: int, bounds: Mapping[str, Row]) -> Itera
                 continue
             peer = min(peers(row), key=lambda who, row=row, value=value: abs(peers(row)[who] / own(row, who) - value))
             theirs = peers(row)[peer] / row["ms"]["copy"]
-            kernel, *others = (theirs * bound["copy"] / bound[who] for who in ("kernel", "through", "passes", "bytes"))
-            through, passes, moved = others if "torch" in row["mode"] else (math.inf, *others[1:])
-            yield goal, row, peer, [value, kernel, through, passes, moved]
+            kernel, passes, moved = (theirs * bound["copy"] / bound[who] for who in ("kernel", "passes", "bytes"))
+            within = bounds[row["case"]][row["mode"]][row["pass"]] if row["mode"] in _OTHERS else bound
+            yield goal, row, peer, [value, kernel, theirs * within["copy"] / within["through"], passes, moved]
 
 
 def verdict(goal: float, kernel: float, through: float, passes: float, moved: float) -> str:
     """What bounds a row, in words."""
     if moved < goal:
         return "the memory: each byte once is too slow"
-    if through < goal:
-        return "an autograd function in Python: each byte once within it is too slow"
     if passes < goal:
         return "the memory: two passes are too slow"
+    if through < goal:
+        return "the framework: each byte once within it is too slow"
     return "the framework around the kernel" if kernel >= goal else "the kernel's own work"
 
 
@@ -213,13 +246,14 @@ def _show(console: Console, rows: Sequence[Row]) -> None:
     table.add_column("case", no_wrap=True)
     table.add_column("pass")
     names = ("bytes", "passes", "through", "kernel", "anynorm", "torch", "F.group_norm(G=C)")
-    for name in ("copy, µs", *names):
+    for name in ("copy, µs", *names, *(f"through {mode}" for mode in _OTHERS)):
         table.add_column(name, justify="right")
     for row in rows:
         for which in _PASSES:
-            times = row[which]
-            ratios = (f"{times[name] / times['copy']:.2f}" if name in times else "" for name in names)
-            table.add_row(row["case"], which, f"{times['copy'] * 1e3:.0f}", *ratios)
+            within = (row[mode].get(which, {}) for mode in _OTHERS)
+            cells = [*((row[which], name) for name in names), *((times, "through") for times in within)]
+            ratios = (f"{times[name] / times['copy']:.2f}" if name in times else "" for times, name in cells)
+            table.add_row(row["case"], which, f"{row[which]['copy'] * 1e3:.0f}", *ratios)
     console.print(table)
     speed = saved("speed")
     if not speed:
@@ -233,7 +267,7 @@ def _show(console: Console, rows: Sequence[Row]) -> None:
     by_case = {row["case"]: row for row in rows}
     for goal, row, peer, ahead in missed(speed["rows"], speed["machine"]["cache"], by_case):
         case = BY_NAME[row["case"]].size
-        numbers = ("" if math.isinf(n) else f"{n:.2f}" for n in ahead)
+        numbers = (f"{n:.2f}" for n in ahead)
         why = verdict(goal.number, *ahead[1:])
         table.add_row(goal.text, case, f"{row['mode']}, {peer}", f"{goal.number:g}", *numbers, why)
     console.print(table)

@@ -35,6 +35,8 @@ SHAPES = (
     Shape("RMS norm 256x768", "kR", (256, 768), SCALE),
     Shape("group norm 4x56x56x64, channels last, 32 groups", "krKR", (4, 56 * 56, 32, 2)),
     Shape("group norm 32x26x26x10, channels last, 5 groups", "krKR", (32, 26 * 26, 5, 2)),
+    Shape("group norm 8x1280x8x8, channels first, 32 groups", "kKRr", (8, 32, 40, 64)),
+    Shape("group norm 32x512x7x7, channels first, 32 groups", "kKRr", (32, 32, 16, 49)),
     Shape("instance norm 4x32x64x64, channels first", "kKr", (4, 32, 64 * 64)),
     Shape("layer norm over the channels of 4x64x56x56", "kRk", (4, 64, 56 * 56)),
 )

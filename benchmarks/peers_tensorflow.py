@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import peers_keras
 import tensorflow as tf
-from measure import Contender, Timed
+from measure import Contender, Timed, copy_of
 from shapes import BOTH, FORWARD, Case
 
 
@@ -18,10 +18,7 @@ def start(threads: int) -> None:
 
 
 def copy(x: np.ndarray, dtype: str) -> Timed:
-    """One copy of the tensor into memory in use, on one thread."""
-    tensor = x.astype(tf.as_dtype(dtype).as_numpy_dtype)
-    out = np.empty_like(tensor)
-    return lambda: np.copyto(out, tensor)
+    return copy_of(x.astype(tf.as_dtype(dtype).as_numpy_dtype))
 
 
 def numpy(a: Any) -> np.ndarray:
@@ -51,3 +48,12 @@ def contenders(
         return Contender({FORWARD: lambda: forward(tensor), BOTH: lambda: both(tensor, cotangent)})
 
     return peers_keras.makers(case, scale, offset, ready)
+
+
+def through(mode: str, x: np.ndarray, dy: np.ndarray, small: list[np.ndarray]) -> dict[str, Timed]:
+    """Each byte once in the framework's own simplest operations: what a layer cannot be faster than within it."""
+    x, dy, *small = (tf.constant(a) for a in (x, dy, *small))
+    compiled = tf.function(jit_compile=mode == "TensorFlow XLA")
+    forward = compiled(lambda x: x + x)
+    both = compiled(lambda x, dy, small: (x + x, dy * x, [a + a for a in small]))
+    return {FORWARD: lambda: forward(x), BOTH: lambda: both(x, dy, small)}

@@ -41,7 +41,8 @@ def contenders(
     case: Case, mode: str, x: np.ndarray, dy: np.ndarray, scale: np.ndarray, offset: np.ndarray | None
 ) -> dict[str, Callable[[], Contender]]:
     dtype = getattr(torch, case.dtype)
-    x, dy, scale, offset = (None if a is None else torch.from_numpy(a).to(dtype) for a in (x, dy, scale, offset))
+    # In memory of torch's own: NumPy's begins between two of a processor's lines, where no tensor of a model does.
+    x, dy, scale, offset = (None if a is None else torch.tensor(a, dtype=dtype) for a in (x, dy, scale, offset))
     if mode == "Keras/torch":
         # With the backend of this process, and not where Keras is not timed.
         import peers_keras

@@ -22,6 +22,7 @@ std::vector<Case> large_cases() {
   add("kR", {131, 1031}, ANYNORM_FLOAT32);         // many rows with a scale for each element
   add("r", {300007}, ANYNORM_BFLOAT16);            // one long row
   add("kRr", {2, 7, 9001}, ANYNORM_FLOAT32);       // long rows of few samples
+  add("kRr", {2, 2003, 49}, ANYNORM_FLOAT32);      // short strips, four of them at once
   add("rKr", {41, 3, 1031}, ANYNORM_FLOAT32);      // rows in pieces
   add("rK", {4003, 37}, ANYNORM_FLOAT32);          // one narrow slab
   add("rK", {33, 4711}, ANYNORM_FLOAT64);          // one wide slab

@@ -4,16 +4,12 @@
 constexpr int64_t kRowsSummed = 128;
 
 // work(row, R) for all rows: four at once, so that what belongs to a column is loaded once for all of them, then 2, then 1.
-template <int R>
-struct Rows {
-  static constexpr int value = R;
-};
 template <class F>
 inline void in_turn(int64_t rows, const F& work) {
   int64_t row = 0;
-  for (; row + 4 <= rows; row += 4) work(row, Rows<4>());
-  for (; row + 2 <= rows; row += 2) work(row, Rows<2>());
-  if (row < rows) work(row, Rows<1>());
+  for (; row + 4 <= rows; row += 4) work(row, AtOnce<4>());
+  for (; row + 2 <= rows; row += 2) work(row, AtOnce<2>());
+  if (row < rows) work(row, AtOnce<1>());
 }
 
 // work(row, R) where something is stored to each row: two at once, or one where the matrix is large, since out of memory
@@ -22,8 +18,8 @@ template <class F>
 inline void in_order(int64_t rows, bool large, const F& work) {
   int64_t row = 0;
   if (!large)
-    for (; row + 2 <= rows; row += 2) work(row, Rows<2>());
-  for (; row < rows; ++row) work(row, Rows<1>());
+    for (; row + 2 <= rows; row += 2) work(row, AtOnce<2>());
+  for (; row < rows; ++row) work(row, AtOnce<1>());
 }
 
 // A part of a matrix: `n` columns of `rows` rows that are `stride` elements apart.

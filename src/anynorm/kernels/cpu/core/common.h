@@ -68,6 +68,12 @@ inline void last_first(int64_t n, int64_t bytes_each, const F& work) {
     for (int64_t i = most(0, end - some); i < end; ++i) work(i);
 }
 
+// How many of something are taken at once.
+template <int R>
+struct AtOnce {
+  static constexpr int value = R;
+};
+
 // Most walks have no run or one, and a division costs as much as a vector's arithmetic.
 inline int64_t offset(const Walk& walk, int64_t i) {
   return walk.rank == 0 ? 0 : walk.rank == 1 ? i * walk.x[0] : walk.at(i).x;

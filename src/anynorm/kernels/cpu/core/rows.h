@@ -139,7 +139,9 @@ inline void scale_stretch(const T* x, T* y, int64_t n, Centre<A> k, A scale, A o
   for (; i + 4 * L <= n; i += 4 * L)
     for (int64_t j = 0; j < 4; ++j) store<A>(y + i + j * L, y_of(load<A>(x + i + j * L)));
   for (; i + L <= n; i += L) store<A>(y + i, y_of(load<A>(x + i)));
-  if (i < n) store_part<A>(y + i, n - i, y_of(load_part<A>(x + i, n - i, mean)));
+  if (i == n) return;
+  if (n >= L && y != x) return store<A>(y + n - L, y_of(load<A>(x + n - L)));
+  store_part<A>(y + i, n - i, y_of(load_part<A>(x + i, n - i, mean)));
 }
 
 template <class A, class T>

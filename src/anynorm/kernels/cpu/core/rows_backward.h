@@ -23,6 +23,24 @@ inline Sums strip_sums(const T* x, const T* dy, int64_t n, Centre<A> centre) {
   return {all, scaled_sum(all, all_with_h, centre.minus, centre.rest)};
 }
 
+// As above for R short strips, one behind the other: one accumulator each, since the strips take turns. A strip's own
+// arithmetic is the same for every R.
+template <class A, int R, class T>
+inline void short_strip_sums(const T* x, const T* dy, int64_t n, const Centre<A>& centre, Sums* out) {
+  const Centred<A> k(centre);
+  Vec<A> plain[R] = {}, with_h[R] = {};
+  over_pairs<A>(n, [&](int64_t i, auto lanes) {
+    for (int r = 0; r < R; ++r) {
+      const Vec<A> g = lanes.load(dy + r * n + i);
+      plain[r] += g;
+      with_h[r] = fma(g, k.unscaled_h(lanes.load(x + r * n + i, k.mean)), with_h[r]);
+    }
+  });
+  double all[R], all_with_h[R];
+  sums_of_lanes<A, R>(plain, all), sums_of_lanes<A, R>(with_h, all_with_h);
+  for (int r = 0; r < R; ++r) out[r] = {all[r], scaled_sum(all[r], all_with_h[r], centre.minus, centre.rest)};
+}
+
 // What dx needs besides x and dy and the factor of dy.
 template <class A>
 struct Projected {
@@ -41,20 +59,23 @@ ANYNORM_APART void project_stretch_past(const T* x, const T* dy, T* dx, int64_t 
 }
 
 template <class A, class T>
-inline void project_stretch(const T* x, const T* dy, T* dx, int64_t n, A factor, Projected<A> p, bool past) {
+inline void project_stretch(const T* x, const T* dy, T* dx, int64_t n, A factor, const Projected<A>& p, bool past) {
   constexpr int64_t L = kLanes<A>;
-  const Vec<A> by = broadcast(factor);
+  // One by one: a whole structure is copied through memory, in halves for which the processor has to wait.
+  const Centred<A> k(p.k.mean, p.k.minus, p.k.rest);
+  const Vec<A> by = broadcast(factor), slope = p.slope, level = p.level;
   if (past && row_can_go_past<A>(dx, n)) return project_stretch_past<A>(x, dy, dx, n, factor, p);
   const auto one = [&](int64_t at) {
-    store<A>(dx + at, dx_of(p.k, load<A>(x + at), load<A>(dy + at), by, p.slope, p.level));
+    store<A>(dx + at, dx_of(k, load<A>(x + at), load<A>(dy + at), by, slope, level));
   };
   int64_t i = 0;
   for (; i + 4 * L <= n; i += 4 * L)
     for (int64_t j = 0; j < 4; ++j) one(i + j * L);
   for (; i + L <= n; i += L) one(i);
   if (i == n) return;
+  if (n >= L && dx != x && dx != dy) return one(n - L);
   const Part<A> rest = {n - i};
-  rest.store(dx + i, dx_of(p.k, rest.load(x + i, p.k.mean), rest.load(dy + i), by, p.slope, p.level));
+  rest.store(dx + i, dx_of(k, rest.load(x + i, k.mean), rest.load(dy + i), by, slope, level));
 }
 
 // The strips of a group: its pieces, their channels, and these cut where they are long. Where one lies within the group,
@@ -71,6 +92,24 @@ struct Strips {
         cuts((g.s + kStrip - 1) / kStrip),
         number(g.pieces.size * g.c * cuts),
         places((g.pieces_affine ? g.pieces.size : 1) * g.c) {}
+
+  // Whether strips are so short that to find them costs as much as their arithmetic.
+  template <class T>
+  bool are_short() const {
+    return g.s * int64_t(sizeof(T)) < kNarrowRow;
+  }
+  // work(i, strip, many) for the strips [from, to), which nothing cuts: each and those of one piece that follow it.
+  template <class F>
+  void over_neighbours(int64_t from, int64_t to, const F& work) const {
+    // Most begin at the first, and a division costs as much as a strip.
+    int64_t piece = from == 0 ? 0 : from / g.c, channel = from - piece * g.c;
+    for (int64_t i = from; i < to; channel = 0, ++piece) {
+      const Walk::Place in = place_at(g.pieces, piece);
+      const int64_t before = g.pieces_affine ? piece * g.c : 0, many = least(g.c - channel, to - i);
+      work(i, Strip{in.x + channel * g.s, in.affine + channel, before + channel, g.s}, many);
+      i += many;
+    }
+  }
 
   // work(i, strip) for the strips [from, to); counted on, since a division costs as much as a short strip.
   template <class F>
@@ -107,6 +146,21 @@ struct Stretches {
   void sum_in(int64_t from, int64_t to, const F& into) const {
     const T *x = static_cast<const T*>(call.x) + at.x, *dy = static_cast<const T*>(call.dy) + at.x;
     const Centre<A> centre(statistic);
+    if (strips.template are_short<T>() && strips.g.c >= 4) {
+      return strips.over_neighbours(from, to, [&](int64_t i, const Strip& first, int64_t many) {
+        const int64_t n = first.length;
+        const auto some = [&](int64_t j, auto at_once) {
+          constexpr int R = decltype(at_once)::value;
+          Sums sums[R];
+          short_strip_sums<A, R>(x + first.x + j * n, dy + first.x + j * n, n, centre, sums);
+          for (int64_t r = 0; r < R; ++r)
+            into(i + j + r, Strip{first.x + (j + r) * n, first.affine + j + r, first.place + j + r, n}, sums[r]);
+        };
+        int64_t j = 0;
+        for (; j + 4 <= many; j += 4) some(j, AtOnce<4>());
+        for (; j < many; ++j) some(j, AtOnce<1>());
+      });
+    }
     strips.over(from, to, [&](int64_t i, const Strip& strip) {
       into(i, strip, strip_sums<A>(x + strip.x, dy + strip.x, strip.length, centre));
     });
@@ -125,6 +179,17 @@ struct Stretches {
     const T *x = static_cast<const T*>(call.x) + at.x, *dy = static_cast<const T*>(call.dy) + at.x;
     T* dx = static_cast<T*>(call.dx) + at.x;
     const Projected<A> projected(statistic, p);
+    if (strips.template are_short<T>()) {
+      return strips.over_neighbours(from, to, [&](int64_t, const Strip& first, int64_t many) {
+        // By a name of its own: what is reached through `this` is read anew after each store.
+        const int64_t n = first.length;
+        const double rstd = statistic.rstd;
+        const Work<T>* by = static_cast<const Work<T>*>(call.scale);
+        if (by != nullptr) by += at.affine + first.affine;
+        for (int64_t j = 0, i = first.x; j < many; ++j, i += n)
+          project_stretch<A>(x + i, dy + i, dx + i, n, A(by == nullptr ? rstd : rstd * double(by[j])), projected, false);
+      });
+    }
     strips.over(from, to, [&](int64_t, const Strip& strip) {
       project_stretch<A>(x + strip.x, dy + strip.x, dx + strip.x, strip.length, A(statistic.rstd * scale(strip)),
                          projected, call.past);
@@ -157,8 +222,7 @@ int backward_stretches(const Call& call) {
     totals.clear(g.groups);
 
   // Strip by strip in their order, whoever summed them.
-  const auto collector = [&](int64_t group, const Stretches<T>& s) {
-    Sums* const total = totals.data + group;
+  const auto collector = [&](int64_t group, const Stretches<T>& s, Sums* total) {
     Sums* const own = wants_affine ? affine.data + group * places : nullptr;
     return [=, &s](int64_t, const Strip& strip, const Sums& sums) {
       const double by = s.scale(strip);
@@ -175,8 +239,10 @@ int backward_stretches(const Call& call) {
     each(call, (g.groups + each_task - 1) / each_task, [&](int64_t task) {
       for (int64_t i = task * each_task; i < least(g.groups, (task + 1) * each_task); ++i) {
         const Stretches<T> s(call, strips, i);
-        if (!call.sums_given) s.sum(0, strips.number, collector(i, s));
-        if (call.dx != nullptr) s.project(0, strips.number, totals[i]);
+        Sums total = totals[i];
+        if (!call.sums_given) s.sum(0, strips.number, collector(i, s, &total));
+        if (call.dx != nullptr) s.project(0, strips.number, total);
+        totals[i] = total;
       }
       return 0;
     });
@@ -196,7 +262,7 @@ int backward_stretches(const Call& call) {
       });
       for (int64_t i = 0; i < g.groups; ++i) {
         const Stretches<T> s(call, strips, i);
-        const auto collect = collector(i, s);
+        const auto collect = collector(i, s, &totals[i]);
         strips.over(0, strips.number, [&](int64_t j, const Strip& strip) {
           collect(j, strip, each_strip[i * strips.number + j]);
         });

@@ -373,3 +373,19 @@ inline auto sum_lanes(V v) -> decltype(v[0] + v[0]) {
   return lane[0];
 }
 #endif
+
+// Of each of R vectors.
+template <class A, int R>
+inline void sums_of_lanes(const Vec<A>* v, double* out) {
+  for (int i = 0; i < R; ++i) out[i] = sum_lanes(v[i]);
+}
+#if defined(__AVX__) && !defined(__AVX512F__)
+// Together, each in the order of `sum_lanes`.
+template <>
+inline void sums_of_lanes<float, 4>(const Vec<float>* v, double* out) {
+  const __m256 one = _mm256_hadd_ps(__m256(v[0]), __m256(v[1])), two = _mm256_hadd_ps(__m256(v[2]), __m256(v[3]));
+  const __m256 all = _mm256_hadd_ps(one, two);
+  const __m256d sums = _mm256_cvtps_pd(_mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+  memcpy(out, &sums, sizeof sums);
+}
+#endif

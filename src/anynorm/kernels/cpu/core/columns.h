@@ -28,13 +28,21 @@ struct Block {
   const T* x;
   int64_t rows, n, stride;
   bool large;  // the matrix
+  bool ahead;  // rows are to be fetched ahead of their use
 };
 
+// The next R rows, which may lie beyond the array, since nothing is read.
+template <int R, class T>
+inline void fetch_next(const T* x, int64_t stride) {
+  for (int r = 0; r < R; ++r) __builtin_prefetch(x + (r + R) * stride, 0, 3);
+}
+
 // Sums over rows of shift - x and its square; the loops run along memory and keep their sums in L1.
-template <class A, bool Centred, bool Scaled, int R, class T>
+template <class A, bool Centred, bool Scaled, int R, bool Ahead, class T>
 inline void add_rows(const T* x, int64_t n, int64_t stride, A factor, const A* shift, A* sum, A* square) {
   const Vec<A> by = broadcast(factor);
   over_vectors<A>(n, [&](int64_t i, auto lanes) {
+    if (Ahead) fetch_next<R>(x + i, stride);
     const Vec<A> about = Centred ? lanes.load(shift + i) : Vec<A>{};
     const auto difference = [&](int r) {
       Vec<A> v = lanes.load(x + r * stride + i);
@@ -80,9 +88,14 @@ ANYNORM_FLAT void block_columns(const Block<T>& b, double by, A* scratch, double
     for (; i < b.n; ++i)
       shift[i] = total([&](int64_t r) { return A(widen(b.x[r * step + i])) * (Scaled ? factor : A(1)); }) * share;
   }
-  in_turn(b.rows, [&](int64_t row, auto many) {
-    add_rows<A, Centred, Scaled, decltype(many)::value>(b.x + row * b.stride, b.n, b.stride, factor, shift, sum, square);
-  });
+  const auto add = [&](auto ahead) {
+    in_turn(b.rows, [&](int64_t row, auto many) {
+      constexpr bool kAhead = decltype(ahead)::value;
+      const T* x = b.x + row * b.stride;
+      add_rows<A, Centred, Scaled, decltype(many)::value, kAhead>(x, b.n, b.stride, factor, shift, sum, square);
+    });
+  };
+  b.ahead ? add(Given<true>()) : add(Given<false>());
   const double n = double(b.rows), share = 1 / n;
   if (!Centred) {
     for (int64_t i = 0; i < b.n; ++i) mean[i] = 0, m2[i] = double(square[i]);
@@ -139,9 +152,10 @@ struct ColumnCentre {
   }
 };
 
-template <class A, int R, class T>
+template <class A, int R, bool Ahead, class T>
 inline void sum_some_rows(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre<A> c, A* plain, A* with_h) {
   over_vectors<A>(n, [&](int64_t i, auto lanes) {
+    if (Ahead) fetch_next<R>(x + i, stride), fetch_next<R>(dy + i, stride);
     const Centred<A> k = c.at(i, lanes);
     Vec<A> all_plain = lanes.load(plain + i), all_with_h = lanes.load(with_h + i);
     const auto g = [&](int r) { return lanes.load(dy + r * stride + i); };
@@ -164,9 +178,14 @@ inline void sum_some_rows(const T* x, const T* dy, int64_t n, int64_t stride, Co
 // Sums over the rows of dy and dy * h, this h unscaled, added to `plain` and `with_h`.
 template <class A, class T>
 ANYNORM_FLAT void sum_columns(const Block<T>& b, const T* dy, ColumnCentre<A> c, A* plain, A* with_h) {
-  in_turn(b.rows, [&](int64_t row, auto many) {
-    sum_some_rows<A, decltype(many)::value>(b.x + row * b.stride, dy + row * b.stride, b.n, b.stride, c, plain, with_h);
-  });
+  const auto sum = [&](auto ahead) {
+    in_turn(b.rows, [&](int64_t row, auto many) {
+      constexpr bool kAhead = decltype(ahead)::value;
+      const int64_t at = row * b.stride;
+      sum_some_rows<A, decltype(many)::value, kAhead>(b.x + at, dy + at, b.n, b.stride, c, plain, with_h);
+    });
+  };
+  b.ahead ? sum(Given<true>()) : sum(Given<false>());
 }
 
 // dx as `dx_of` says.

@@ -74,6 +74,12 @@ struct AtOnce {
   static constexpr int value = R;
 };
 
+// A choice that the compiler knows.
+template <bool Is>
+struct Given {
+  static constexpr bool value = Is;
+};
+
 // Most walks have no run or one, and a division costs as much as a vector's arithmetic.
 inline int64_t offset(const Walk& walk, int64_t i) {
   return walk.rank == 0 ? 0 : walk.rank == 1 ? i * walk.x[0] : walk.at(i).x;

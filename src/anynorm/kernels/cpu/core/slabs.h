@@ -27,7 +27,7 @@ struct Slabs {
   const Call& call;
   const Geometry& g;
   int64_t width, tile, tiles, units, repeat = 1, rows, rest = 0, per_piece, chunks;
-  bool large;
+  bool large, ahead;
   int64_t stretch = 1;  // neighbouring columns that are of one group, their scales being neighbours
   Buffer<int64_t> group_of, affine_of;  // of each column, within the slab
 
@@ -48,6 +48,10 @@ struct Slabs {
     if (last >= 0 && g.columns.group[last] == 0 && g.columns.affine[last] <= 1) stretch = g.columns.extent[last];
     rows = g.rows / repeat;
     large = g.pieces.size * g.rows * tile * int64_t(sizeof(T)) > int64_t(1) << 20;
+    // Out of memory a row of a few lines ends before the processor has foreseen the next; longer ones it foresees, and
+    // of shorter ones several lie in what it fetches.
+    const int64_t row = n(0) * int64_t(sizeof(T));
+    ahead = large && row >= 256 && row <= 1024;
     rest = g.rows % repeat * width;
     per_piece = (rows + kRowsSummed - 1) / kRowsSummed;
     chunks = g.pieces.size * per_piece;
@@ -87,8 +91,8 @@ struct Slabs {
     const bool is_rest = j >= chunks;
     const int64_t piece = is_rest ? j - chunks : j / per_piece, row = is_rest ? rows : j % per_piece * kRowsSummed;
     const T* x = array + place(unit).x + first_column(unit) + offset(g.pieces, piece) + row * stride;
-    if (is_rest) return {x, 1, rest, stride, large};
-    return {x, least(kRowsSummed, rows - row), n(unit), stride, large};
+    if (is_rest) return {x, 1, rest, stride, large, false};
+    return {x, least(kRowsSummed, rows - row), n(unit), stride, large, ahead};
   }
   int64_t blocks() const { return chunks + (rest > 0 ? g.pieces.size : 0); }
 

@@ -6,10 +6,10 @@ times on one thread, in one process and in turn: a copy of the tensor; loops tha
 nothing, each byte once ("bytes") and as the statistics need it ("passes": a slab is read for its sums, then read again
 and stored); the loops of each byte once again, within an autograd function as Python writes one ("through"); the kernel
 on arrays of its own; anynorm; torch. On TensorFlow and JAX, in processes of their own, "through" is each byte once in
-the framework's own simplest operations (x + x, and dy * x for a gradient). Nothing can be ahead of a peer by more than
-its time over that of the bytes, nothing of two passes by more than its time over that of the passes, and nothing within
-a framework by more than its time over that of "through". Writes results/bounds.json and prints what was missed in
-results/speed.json with what bounds it.
+the framework's own simplest operations (x + x, and dy * x for a gradient). A copy is timed on all threads too. Nothing
+can be ahead of a peer by more than its time over that of the bytes, nothing of two passes by more than its time over
+that of the passes, and nothing within a framework by more than its time over that of "through". Writes
+results/bounds.json and prints what was missed in results/speed.json with what bounds it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from common import ROOT, save, saved, stream, use_one_core
+from common import ROOT, cores, save, saved, stream, use_one_core
 from goals import Goal, Row, goals, own, peers
 from measure import Timed, least
 from rich.console import Console
@@ -57,10 +57,22 @@ def slab_of(case: Case) -> int:
 
 def _work(backend: str, **told: Any) -> None:
     """In a process of its own: a row a line."""
-    (_work_on_torch if backend == "torch" else _work_through)(**told)
+    for row in {"torch": _on_torch, "copy": _copies}.get(backend, _within)(**told):
+        print(json.dumps(row, ensure_ascii=False), flush=True)
 
 
-def _work_through(framework: str, seconds: float, cases: list[str]) -> None:
+def _copies(threads: int, seconds: float, cases: list[str]) -> Iterator[Row]:
+    import peers_torch
+
+    if threads == 1:
+        use_one_core()
+    peers_torch.start(threads)
+    key = "one thread" if threads == 1 else "all threads"
+    for name in cases:
+        yield {"case": name, key: least({"copy": peers_torch.copy(BY_NAME[name].arrays()[0], "float32")}, seconds / 2)}
+
+
+def _within(framework: str, seconds: float, cases: list[str]) -> Iterator[Row]:
     peers = importlib.import_module(f"peers_{framework}")
     use_one_core()
     peers.start(1)
@@ -71,10 +83,10 @@ def _work_through(framework: str, seconds: float, cases: list[str]) -> None:
         for mode in _MODES[framework]:
             passes = peers.through(mode, x, dy, [a for a in small if a is not None])
             row[mode] = {which: least({"through": timed, "copy": copy}, seconds / 2) for which, timed in passes.items()}
-        print(json.dumps(row, ensure_ascii=False), flush=True)
+        yield row
 
 
-def _work_on_torch(library: str, seconds: float, cases: list[str]) -> None:
+def _on_torch(library: str, seconds: float, cases: list[str]) -> Iterator[Row]:
     import peers_torch
 
     use_one_core()
@@ -91,7 +103,7 @@ def _work_on_torch(library: str, seconds: float, cases: list[str]) -> None:
         for which in _PASSES:
             functions = {who: passes[which] for who, passes in timed.items()}
             row[which] = least({**functions, "copy": peers_torch.copy(arrays[0], case.dtype)}, seconds)
-        print(json.dumps(row, ensure_ascii=False), flush=True)
+        yield row
 
 
 def _moving(loops: ctypes.CDLL, x: Any, slab: int) -> Mapping[str, Timed]:
@@ -197,18 +209,22 @@ def _measured(cases: Sequence[Case], seconds: float) -> list[Row]:
         subprocess.run([os.environ.get("CXX", "c++"), *_FLAGS, _SOURCE, "-o", library], check=True)
         names = [case.name for case in cases]
         found: dict[str, Row] = {name: {} for name in names}
-        rows = (
-            row
-            for backend, more in (("torch", {"library": str(library)}), *((b, {"framework": b}) for b in _MODES))
-            for row in stream(
-                os.path.abspath(__file__),
-                backend,
-                json.dumps({"backend": backend, "seconds": seconds, "cases": names, **more}),
-            )
-        )
-        for row in track(rows, "cases", total=len(cases) * (1 + len(_MODES)), console=Console(stderr=True)):
+        workers: list[tuple[str, int, dict[str, Any]]] = [
+            ("torch", 1, {"library": str(library)}),
+            *((framework, 1, {"framework": framework}) for framework in _MODES),
+            *(("copy", threads, {"threads": threads}) for threads in (1, cores())),
+        ]
+        rows = (row for worker in workers for row in _rows_of(*worker, seconds=seconds, cases=names))
+        for row in track(rows, "cases", total=len(cases) * len(workers), console=Console(stderr=True)):
             found[row["case"]] |= row
     return list(found.values())
+
+
+def _rows_of(backend: str, threads: int, more: dict[str, Any], **told: Any) -> Iterator[Row]:
+    framework = backend if backend in _MODES else "torch"
+    return stream(
+        os.path.abspath(__file__), framework, json.dumps({"backend": backend, **more, **told}), threads=threads
+    )
 
 
 def missed(speed: Sequence[Row], cache: int, bounds: Mapping[str, Row]) -> Iterator[tuple[Goal, Row, str, list[float]]]:
@@ -258,6 +274,16 @@ def _show(console: Console, rows: Sequence[Row]) -> None:
     speed = saved("speed")
     if not speed:
         return
+    table = Table(title="All threads over one: times faster", header_style="bold", pad_edge=False)
+    table.add_column("case", no_wrap=True)
+    for name in ("a copy", "anynorm, least", "anynorm, most"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        ours = [r["scaling"] for r in speed["rows"] if r["case"] == row["case"] and "scaling" in r]
+        if ours:
+            copied = row["one thread"]["copy"] / row["all threads"]["copy"]
+            table.add_row(row["case"], *(f"{n:.2f}" for n in (copied, min(ours), max(ours))))
+    console.print(table)
     table = Table(title="Rows that miss a goal: times ahead of the peer", header_style="bold", pad_edge=False)
     for name in ("goal", "case", "mode, peer"):
         table.add_column(name)

@@ -87,6 +87,12 @@ def _git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
+def same_since(commit: str, *paths: str) -> bool:
+    """Whether nothing under these paths has changed since a commit, as `provenance` names it."""
+    words = ["git", "diff", "--quiet", commit, "--", *paths]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
 def stream(script: str, backend: str, *words: str, threads: int = 1, fresh: bool = False) -> Iterator[dict[str, Any]]:
     """Run `script --worker` with one Keras backend in a process of its own, and give its rows as they come.
 

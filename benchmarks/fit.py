@@ -5,7 +5,8 @@
     .venv/bin/python benchmarks/fit.py --framework jax      # a part: printed, not saved
 
 Each framework has a process of its own on one thread. In it the models train in turn, a short epoch each, many times;
-a row holds the least time of a step for each, and what normalization adds to the model without.
+a row holds the least time of a step for each, and what normalization adds to the model without. "parameters" is the
+model without normalization that trains a scale and an offset all the same, the least that a layer with them can add.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def worker(rounds: int) -> list[dict[str, Any]]:
     # What is in the images does not matter to the time.
     x = np.random.default_rng(0).uniform(size=(_STEPS * tutorial.BATCH, 28, 28)).astype(np.float32)
     y = np.zeros(len(x), np.int32)
-    models = {("none", "none"): tutorial.network([])}
+    models = {("none", "none"): tutorial.network([]), ("none", "parameters"): tutorial.network([_idle()])}
     for norm in NORMS:
         models[norm, "anynorm"] = tutorial.network(tutorial.layers(norm))
         models[norm, "Keras"] = tutorial.network([_of_keras(norm)])
@@ -64,18 +65,14 @@ def worker(rounds: int) -> list[dict[str, Any]]:
                 best[name] = min(best[name], epoch.took / _STEPS * 1e3)
     framework = FRAMEWORKS[keras.backend.backend()]
     without = best["none", "none"]
-    return [
-        {
-            "framework": framework,
-            "norm": norm,
-            "threads": 1,
-            "steps": _STEPS,
-            "rounds": rounds,
-            "ms": {"none": without, **{name: best[norm, name] for name in ("anynorm", "Keras")}},
-            "adds": {name: best[norm, name] - without for name in ("anynorm", "Keras")},
-        }
-        for norm in NORMS
-    ]
+
+    def row(norm: str) -> dict[str, Any]:
+        own = {name: best[norm, name] for name in ("anynorm", "Keras")}
+        ms = {"parameters": best["none", "parameters"], **own}
+        about = {"framework": framework, "norm": norm, "threads": 1, "steps": _STEPS, "rounds": rounds}
+        return {**about, "ms": {"none": without, **ms}, "adds": {name: value - without for name, value in ms.items()}}
+
+    return [row(norm) for norm in NORMS]
 
 
 def _of_keras(norm: str) -> Any:
@@ -88,6 +85,21 @@ def _of_keras(norm: str) -> Any:
         "layer": lambda: keras.layers.LayerNormalization(axis=1),
         "batch": lambda: keras.layers.BatchNormalization(axis=3),
     }[norm]()
+
+
+def _idle() -> Any:
+    """A layer with a scale and an offset that the optimizer moves and nothing else uses."""
+    import keras
+
+    class Idle(keras.layers.Layer):
+        def build(self, shape: tuple[int | None, ...]) -> None:
+            self.scale, self.offset = (self.add_weight(shape=shape[-1:]) for _ in range(2))
+
+        def call(self, x: Any) -> Any:
+            self.add_loss(keras.ops.sum(self.scale) + keras.ops.sum(self.offset))
+            return x
+
+    return Idle()
 
 
 @click.command(help=__doc__)
@@ -120,11 +132,12 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="ms a training step of the tutorial's model, and what normalization adds", header_style="bold")
     for name in ("framework", "norm"):
         table.add_column(name)
-    for name in ("without", "anynorm", "Keras", "anynorm adds", "Keras adds", "Keras over anynorm"):
+    for name in ("without", "anynorm", "Keras", "parameters add", "anynorm adds", "Keras adds", "Keras's over ours"):
         table.add_column(name, justify="right")
     for row in rows:
         ms, adds = row["ms"], row["adds"]
-        values = [ms["none"], ms["anynorm"], ms["Keras"], adds["anynorm"], adds["Keras"], ms["Keras"] / ms["anynorm"]]
+        added = [adds[name] for name in ("parameters", "anynorm", "Keras")]
+        values = [ms["none"], ms["anynorm"], ms["Keras"], *added, ms["Keras"] / ms["anynorm"]]
         table.add_row(row["framework"], row["norm"], *(f"{value:.2f}" for value in values))
     return table
 

@@ -1,4 +1,4 @@
-"""Timing in a worker: contenders of one comparison in turn, the least time of each, and whether they agree."""
+"""Timing in a worker: those of one comparison in turn, the least time of each, and whether they agree."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from floors import alone
 from shapes import BACKWARD, BOTH, BY_NAME, FORWARD, Case, Worker
 
 from anynorm.kernels.select import select
@@ -23,6 +24,7 @@ OWN = ("anynorm", "anynorm.keras")
 _SAMPLE = 2e-4
 # Turns take the contenders through the same weather; the slowest gets at least three.
 _TURNS, _FEWEST = 10, 3
+_FLOOR = "floor: "
 # Largest difference in units of the largest value, so that equal work is timed; accuracy has a benchmark of its own.
 TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 # Arrays that must cross the memory at least: x and y; x, dy and dx; all of these.
@@ -55,12 +57,12 @@ def copy_of(array: np.ndarray) -> Timed:
 def least(functions: Mapping[str, Timed], seconds: float) -> dict[str, float]:
     """The least time of each in ms, all having run before.
 
-    Each gets slices of equal length in turn, so that a fast one is measured more often than a slow one and finds the
-    caches as it leaves them itself; what is faster than the clock is measured many calls at a time.
+    Each gets `seconds` in slices of equal length, in turn, so that a fast one is measured more often than a slow one
+    and finds the caches as it leaves them itself; what is faster than the clock is measured many calls at a time.
     """
     calls = {name: _calls(function) for name, function in functions.items()}
     best = dict.fromkeys(functions, float("inf"))
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + seconds * len(functions)
     gc.collect()
     gc.disable()
     try:
@@ -68,7 +70,7 @@ def least(functions: Mapping[str, Timed], seconds: float) -> dict[str, float]:
             if turn >= _FEWEST and time.perf_counter() > end:
                 break
             for name, function in functions.items():
-                until = time.perf_counter() + seconds / _TURNS / len(functions)
+                until = time.perf_counter() + seconds / _TURNS
                 best[name] = min(best[name], _slice(function, calls[name], until))
     finally:
         gc.enable()
@@ -105,10 +107,14 @@ def rows(worker: Worker, seconds: float) -> Iterator[dict[str, Any]]:
         arrays = case.arrays()
         copy = peers.copy(arrays[0], case.dtype)
         choice = select(case.plan, worker.framework, "cpu", case.dtype)
+        has_floors = worker.threads == 1 and not worker.fresh and case.dtype == "float32" and not case.small
+        of_case_alone = alone(case, *arrays) if has_floors else {}
         for mode, of_mode in itertools.groupby(of_case, key=lambda comparison: comparison[1]):
             prepared = {name: tried(make) for name, make in peers.contenders(case, mode, *arrays).items()}
+            floors = {**of_case_alone, "through": peers.through(mode, *arrays)} if has_floors else {}
             for _, _, which in of_mode:
-                measured = _compared(case, which, prepared, copy, peers.numpy, seconds)
+                timed = {name: passes[which] for name, passes in floors.items() if which in passes}
+                measured = _compared(case, which, prepared, timed, copy, peers.numpy, seconds)
                 yield {
                     **case.row(worker, mode, which),
                     "kernel": choice.kernel,
@@ -132,6 +138,7 @@ def _compared(
     case: Case,
     which: str,
     prepared: Mapping[str, Contender | str],
+    floors: Mapping[str, Timed],
     copy: Timed,
     numpy: Callable[..., Any],
     seconds: float,
@@ -151,11 +158,14 @@ def _compared(
     own = next((results[name] for name in OWN if name in results), None)
     differences = {name: _difference(own, theirs) for name, theirs in results.items() if own is not None}
     del results, own
-    ms = least({**ready, "copy": copy}, seconds)
+    beside = {f"{_FLOOR}{name}": timed for name, timed in floors.items()}
+    times = least({**ready, "copy": copy, **beside}, seconds)
+    ms = {name: value for name, value in times.items() if name not in beside}
     kept = {name: prepared[name].kept for name in ready} if which == BOTH else {}
     in_tensors = {name: tried(count) for name, count in kept.items() if count is not None}
     return {
         "ms": ms,
+        "floors": {name.removeprefix(_FLOOR): times[name] for name in beside},
         "GB/s": {name: TRAFFIC[which] * case.nbytes / 1e6 / value for name, value in ms.items() if name in OWN},
         "kept": {name: n if isinstance(n, str) else n / case.nbytes for name, n in in_tensors.items()},
         "differences": differences,

@@ -5,9 +5,11 @@ Arrays with the channels last become channels_last tensors, as torch's users hol
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
+import floors
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -118,6 +120,48 @@ def _maker(function: Function, x: Tensor, dy: Tensor, scale: Tensor, offset: Ten
         return Contender(passes, lambda: _kept(lambda: function(leaf, w, b), leaves))
 
     return make
+
+
+def through(mode: str, x: np.ndarray, dy: np.ndarray, scale: np.ndarray, offset: np.ndarray | None) -> dict[str, Timed]:
+    """Each byte once as torch's users meet it: results made anew, gradients by an autograd function."""
+    if mode == "torch.compile":
+        return {}
+    leaf, w, b = (None if a is None else torch.tensor(a).requires_grad_() for a in (x, scale, offset))
+    leaves, dy = [a for a in (leaf, w, b) if a is not None], torch.tensor(dy)
+    sizes = ctypes.c_int64(leaf.numel()), ctypes.c_int64(0)
+
+    def moved(x: Tensor) -> Tensor:
+        y = torch.empty_like(x)
+        floors.loops().forward(ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), *sizes)
+        return y
+
+    class Moving(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, *others: Tensor) -> Tensor:
+            ctx.save_for_backward(x, *others)
+            return moved(x)
+
+        @staticmethod
+        def backward(ctx: Any, dy: Tensor) -> Any:
+            x, *others = ctx.saved_tensors
+            dx, *more = (torch.empty_like(a) for a in (x, *others))
+            floors.loops().backward(*(ctypes.c_void_p(a.data_ptr()) for a in (x, dy, dx)), *sizes)
+            return dx, *more
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return moved(leaf)
+
+    before = Moving.apply(*leaves)
+
+    def backward() -> Any:
+        return torch.autograd.grad(before, leaves, dy, retain_graph=True)
+
+    def both() -> Any:
+        y = Moving.apply(*leaves)
+        return y, torch.autograd.grad(y, leaves, dy)
+
+    return {FORWARD: forward, BACKWARD: backward, BOTH: both}
 
 
 def _of_layer(case: Case, layer: Any, x: Tensor, dy: Tensor) -> Contender:

@@ -4,17 +4,21 @@
     make bench                                      # all: rows, tables, chart, READMEs; leave the machine alone
     make bench ARGS="--case 'group, NHWC 16x56'"    # the cases whose name contains this
     make bench ARGS="--framework torch --rounds 5"  # one framework, with more patience
+    make bench ARGS="--more"                        # another run, or a part, joined to the saved rows
     make bench ARGS="--list"                        # the cases
     make bench ARGS="--readme"                      # tables, chart and READMEs from the saved rows
 
 Each framework runs in processes of its own, on one thread and on all. In a process, anynorm, its peers and a copy of
 the tensor take turns on one comparison, and the least time of each is kept: quote the ratios, not the times. All is
-done in rounds, since a machine that others use too is slow for minutes; the least time of all rounds counts. A peer
-that fails, or that computes something else, is said to. A part of the table is printed and not saved.
+done in rounds, since a machine that others use too is slow for minutes, or for hours: then run it again later, with
+--more. The least time of all rounds counts. A peer that fails, or that computes something else, is said to. A part of
+the table is printed and not saved, but for --more.
 
 \b
 A row of benchmarks/results/speed.json:
     ms           the least time of a call, for each contender; "copy" is one copy of the tensor into memory in use
+    floors       ms of what nothing can be faster than, as benchmarks/floors.py says; float32, one thread
+    rounds       how many the row is the best of
     GB/s         of anynorm: what must cross the memory at least (forward 2 tensors, backward 3, both 5), over ms
     kept         tensors that stay between forward and backward beyond the input
     kernel, why  what anynorm.kernels.select answers for this array
@@ -35,16 +39,20 @@ from typing import Any
 
 import click
 import shapes
-from common import BACKENDS, WorkerDiedError, cores, provenance, save, saved, stream, use_one_core
+from common import BACKENDS, WorkerDiedError, cores, provenance, same_since, save, saved, stream, use_one_core
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+# What a row depends on besides anynorm itself.
+_CODE = tuple(f"benchmarks/{name}" for name in ("shapes.py", "measure.py", "floors.py", "floors.cpp", "peers_*.py"))
 
 
 @click.command(help=__doc__)
 @click.option("--framework", "frameworks", type=click.Choice(BACKENDS), multiple=True, help="One; may be repeated.")
 @click.option("--case", "words", default="", help="Only the cases whose name contains this.")
-@click.option("--seconds", default=0.3, show_default=True, help="Time for each comparison in a round.")
+@click.option("--seconds", default=0.1, show_default=True, help="Time for each contender in a round.")
 @click.option("--rounds", default=2, show_default=True, type=click.IntRange(1), help="How often all is measured.")
+@click.option("--more", is_flag=True, help="Join the saved rows, measured with the same code and versions.")
 @click.option("--list", "listing", is_flag=True, help="Name the cases and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows, one a line, and not the tables.")
 @click.option("--readme", is_flag=True, help="From the saved rows: print, draw, write the READMEs. Measures nothing.")
@@ -54,6 +62,7 @@ def main(
     words: str,
     seconds: float,
     rounds: int,
+    more: bool,
     listing: bool,
     as_json: bool,
     readme: bool,
@@ -80,8 +89,8 @@ def main(
     planned = list(shapes.workers(frameworks or BACKENDS, words, cores()))
     if not any(one.comparisons for one in planned):
         raise click.BadParameter(f'no case has "{words}" in its name; see --list', param_hint="--case")
-    rows = with_scaling(_measured(planned, seconds, rounds))
-    whole = not words and not frameworks
+    rows = with_scaling(_measured(planned, seconds, rounds, _joinable() if more else []))
+    whole = more or not (words or frameworks)
     if as_json:
         for row in rows:
             click.echo(json.dumps(row, ensure_ascii=False))
@@ -94,29 +103,49 @@ def main(
     write_readmes()
 
 
-def _measured(planned: list[shapes.Worker], seconds: float, rounds: int) -> list[dict[str, Any]]:
-    """The rows of all workers, the best of all rounds, with a bar of progress."""
+def _joinable() -> list[dict[str, Any]]:
+    """The saved rows, where more rounds can be joined to them."""
+    data, now = saved("speed"), provenance()
+    if data is None:
+        raise click.UsageError("there are no rows to join: leave out --more")
+    for word in ("versions", "machine"):
+        # The size of the cache is measured each time.
+        then, current = ({k: v for k, v in told[word].items() if k != "cache"} for told in (data, now))
+        if then != current:
+            raise click.UsageError(f"the saved rows are of other {word}, {then}: leave out --more")
+    if not same_since(data["commit"], "src", *_CODE):
+        raise click.UsageError(f"the saved rows are of other code, commit {data['commit']}: leave out --more")
+    return list(data["rows"])
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[word] for word in ("case", "mode", "pass", "threads", "output"))
+
+
+def _measured(
+    planned: list[shapes.Worker], seconds: float, rounds: int, before: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The rows of all workers, the best of all rounds and of those before, with a bar of progress."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    found = {_key(row): row for row in before}
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task("starting", total=rounds * sum(len(worker.comparisons) for worker in planned))
         for worker in planned * rounds:
             for row in _rows(worker, seconds):
                 threads = "one thread" if worker.threads == 1 else f"{worker.threads} threads"
                 progress.update(task, advance=1, description=f"{row['mode']}, {threads}: {row['case']}")
-                key = tuple(row[word] for word in ("case", "mode", "pass", "threads", "output"))
-                found[key] = _best(found[key], row) if key in found else row
+                key = _key(row)
+                found[key] = _best(found[key], row) if key in found else {**row, "rounds": 1}
     return list(found.values())
 
 
 def _best(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Two rows of one comparison: the least times, and whatever else the later one says."""
-    ms, speed = ({**one.get(word, {}), **other.get(word, {})} for word in ("ms", "GB/s"))
-    for name in one["ms"].keys() & other["ms"].keys():
-        ms[name] = min(one["ms"][name], other["ms"][name])
-    for name in one.get("GB/s", {}).keys() & other.get("GB/s", {}).keys():
-        speed[name] = max(one["GB/s"][name], other["GB/s"][name])
-    return {**one, **other, "ms": ms, "GB/s": speed}
+    best = {**one, **other, "rounds": one["rounds"] + 1}
+    for word, pick in (("ms", min), ("floors", min), ("GB/s", max)):
+        values = one.get(word, {}), other.get(word, {})
+        best[word] = {name: pick(v[name] for v in values if name in v) for name in {**values[0], **values[1]}}
+    return best
 
 
 def _rows(worker: shapes.Worker, seconds: float) -> Iterator[dict[str, Any]]:

@@ -85,7 +85,7 @@ def _counts(outcome: Outcome, about: Sequence[tuple[Row, Row]]) -> tuple[str, st
     if goal.mean:
         return "", ""
     lost = [best for row, best in about if misses(goal, goal.value(row))]
-    return str(len(lost)), str(sum(misses(goal, goal.value(best)) for best in lost))
+    return str(len(lost)), str(sum(bool(best.get("floors")) and misses(goal, goal.value(best)) for best in lost))
 
 
 def _of_rows(rows: Sequence[Row], cache: int, words: str) -> Table:

@@ -4,8 +4,9 @@
     make bench                                              # runs this behind benchmarks/speed.py
     .venv/bin/python benchmarks/fit.py --framework jax      # a part: printed, not saved
 
-Each framework has a process of its own on one thread. In it the models train in turn, a short epoch each, many times;
-a row holds the least time of a step for each, and what normalization adds to the model without. "parameters" is the
+Each framework has processes of its own on one thread, several since where a model's weights come to lie in memory
+costs more or less all through a process. In each the models train in turn, a short epoch each, many times; a row holds
+the least time of a step for each, and what normalization adds to the model without. "parameters" is the
 model without normalization that trains a scale and an offset all the same, the least that a layer with them can add.
 """
 
@@ -29,7 +30,7 @@ _STEPS = 20
 
 
 def worker(rounds: int) -> list[dict[str, Any]]:
-    """A row for each norm, in this process's Keras backend."""
+    """A row for each norm, in this process with its Keras backend."""
     import keras
     import numpy as np
 
@@ -63,16 +64,20 @@ def worker(rounds: int) -> list[dict[str, Any]]:
             model.fit(x, y, batch_size=tutorial.BATCH, shuffle=False, verbose=0, callbacks=[epoch])
             if done:
                 best[name] = min(best[name], epoch.took / _STEPS * 1e3)
-    framework = FRAMEWORKS[keras.backend.backend()]
-    without = best["none", "none"]
+    alone = {name: best["none", name] for name in ("none", "parameters")}
+    return [{"norm": norm, "ms": alone | {name: best[norm, name] for name in ("anynorm", "Keras")}} for norm in NORMS]
 
-    def row(norm: str) -> dict[str, Any]:
-        own = {name: best[norm, name] for name in ("anynorm", "Keras")}
-        ms = {"parameters": best["none", "parameters"], **own}
-        about = {"framework": framework, "norm": norm, "threads": 1, "steps": _STEPS, "rounds": rounds}
-        return {**about, "ms": {"none": without, **ms}, "adds": {name: value - without for name, value in ms.items()}}
 
-    return [row(norm) for norm in NORMS]
+def _measured(backend: str, processes: int, rounds: int) -> list[dict[str, Any]]:
+    """The rows of one framework, the best of all processes."""
+    runs = [run_worker(os.path.abspath(__file__), backend, "--rounds", str(rounds)) for _ in range(processes)]
+    about = {"framework": FRAMEWORKS[backend], "threads": 1, "steps": _STEPS, "rounds": rounds, "processes": processes}
+    rows = []
+    for of_norm in zip(*runs, strict=True):
+        ms = {name: min(row["ms"][name] for row in of_norm) for name in of_norm[0]["ms"]}
+        adds = {name: value - ms["none"] for name, value in ms.items() if name != "none"}
+        rows.append({**about, "norm": of_norm[0]["norm"], "ms": ms, "adds": adds})
+    return rows
 
 
 def _of_keras(norm: str) -> Any:
@@ -104,9 +109,10 @@ def _idle() -> Any:
 
 @click.command(help=__doc__)
 @click.option("--framework", "frameworks", type=click.Choice(list(FRAMEWORKS)), multiple=True, help="Only this one.")
-@click.option("--rounds", default=40, show_default=True, help="Epochs of each model.")
+@click.option("--processes", default=4, show_default=True, type=click.IntRange(1), help="For each framework.")
+@click.option("--rounds", default=12, show_default=True, type=click.IntRange(1), help="Epochs of each model in each.")
 @click.option("--worker", "is_worker", is_flag=True, hidden=True)
-def main(frameworks: tuple[str, ...], rounds: int, is_worker: bool) -> None:
+def main(frameworks: tuple[str, ...], processes: int, rounds: int, is_worker: bool) -> None:
     if is_worker:
         warnings.simplefilter("ignore")
         use_one_core()
@@ -117,7 +123,7 @@ def main(frameworks: tuple[str, ...], rounds: int, is_worker: bool) -> None:
     rows: list[dict[str, Any]] = []
     for backend in frameworks or FRAMEWORKS:
         with console.status(f"training on {FRAMEWORKS[backend]}"):
-            rows += run_worker(os.path.abspath(__file__), backend, "--rounds", str(rounds))
+            rows += _measured(backend, processes, rounds)
     console.print(_table(rows))
     if frameworks:
         console.print("a part of the table: not saved")

@@ -39,6 +39,8 @@ SHAPES = (
     Shape("group norm 32x512x7x7, channels first, 32 groups", "kKRr", (32, 32, 16, 49)),
     Shape("instance norm 4x32x64x64, channels first", "kKr", (4, 32, 64 * 64)),
     Shape("layer norm over the channels of 4x64x56x56", "kRk", (4, 64, 56 * 56)),
+    Shape("layer norm over the channels of 32x512x7x7", "kRk", (32, 512, 7 * 7)),
+    Shape("layer norm of the tutorial, 32x26x26x10", "kRk", (32, 26, 26 * 10)),
 )
 
 

@@ -103,11 +103,6 @@ struct Across {
     });
     in_turn(first, pass);
   }
-  bool any_wide(const Statistic* s, int64_t n) const {
-    for (int64_t i = 0; i < n; ++i)
-      if (is_wide<T>(s[i])) return true;
-    return false;
-  }
 
   template <class A, bool Scaled>
   void moments(int64_t unit, double factor, A* scratch, double* mean, double* m2, double* other) const {
@@ -184,12 +179,13 @@ struct Across {
     centre(s, n, l);
     const T *x = static_cast<const T*>(call.x) + at(unit), *dy = static_cast<const T*>(call.dy) + at(unit);
     const int64_t stride = g.columns.size;
-    double *plain = room, *with_h = room + l.n;
+    double *plain = room, *with_h = room + l.n, *rstd = room + 2 * l.n;
+    memset(static_cast<void*>(room), 0, size_t(3 * l.n) * sizeof(double));
+    for (int64_t i = 0; i < n; ++i) rstd[i] = s[i].rstd;
     if (call.sums_given) {
       for (int64_t i = 0; i < n; ++i)
         plain[i] = call.sums[group(unit) + i].plain, with_h[i] = call.sums[group(unit) + i].with_h;
     } else {
-      memset(static_cast<void*>(room), 0, size_t(2 * l.n) * sizeof(double));
       A *some_plain = l.line(3), *some_with_h = l.line(4);
       memset(static_cast<void*>(some_plain), 0, size_t(2 * l.n) * sizeof(A));
       const auto pour = [&] {
@@ -209,24 +205,28 @@ struct Across {
         for (int64_t i = 0; i < n; ++i) call.sums[group(unit) + i] = {plain[i], with_h[i]};
     }
     if (call.dx == nullptr) return;
-    if (project(unit, plain, with_h, l)) return;
+    if (project(unit, room, l)) return;
     const Lines<double> wide = {room + 4 * whole, whole};
     centre(s, n, wide);
-    project(unit, plain, with_h, wide);
+    project(unit, room, wide);
   }
 
-  // dx, with the centres at hand; false, and nothing done, where the projections do not fit the type.
+  // dx, with the centres at hand and plain, with_h and rstd, l.n of each, in `room`; false, and nothing done, where the
+  // projections do not fit the type.
   template <class A>
-  bool project(int64_t unit, const double* plain, const double* with_h, Lines<A> l) const {
-    const Statistic* s = call.statistics + group(unit);
+  bool project(int64_t unit, const double* room, Lines<A> l) const {
+    typedef Vec<double> D;
     const int64_t n = this->n(unit);
-    bool fit = true;
-    for (int64_t i = 0; i < n; ++i) {
-      const Projection<A> p(call, s[i], Sums{plain[i], with_h[i]});
-      l.line(3)[i] = A(s[i].rstd), l.line(4)[i] = p.slope, l.line(5)[i] = p.level;
-      fit &= p.fits;
+    decltype(D() < D()) lost = {};
+    for (int64_t i = 0; i < l.n; i += kLanes<double>) {
+      const D plain = load<double>(room + i), with_h = load<double>(room + l.n + i);
+      const D rstd = load<double>(room + 2 * l.n + i), rest = load<double>(l.line(2) + i);
+      const ProjectionOf<A, D> p(call, rstd, rest, plain, with_h);
+      store<double>(l.line(3) + i, rstd), store<double>(l.line(4) + i, p.slope), store<double>(l.line(5) + i, p.level);
+      lost |= p.lost;
     }
-    if (!fit) return false;
+    for (int64_t i = 0; i < kLanes<double>; ++i)
+      if (lost[i]) return false;
     over_rows<A>(true, [&](int64_t row, auto many, const A* by, const A*) {
       const int64_t place = at(unit) + row * g.columns.size;
       project_across<A, decltype(many)::value>(static_cast<const T*>(call.x) + place,
@@ -253,7 +253,7 @@ int forward_across(const Call& call) {
       else if (const int failure = a.statistics(unit, room.data, found.data))
         return failure;
       if (call.y == nullptr) continue;
-      if (a.any_wide(s, a.n(unit)))
+      if (any_wide<T>(s, a.n(unit)))
         a.template apply<double>(unit, s, room.data);
       else
         a.template apply<Work<T>>(unit, s, room.data);
@@ -275,7 +275,7 @@ int backward_across(const Call& call) {
     if (room.failed()) return int(ANYNORM_NO_MEMORY);
     for (int64_t unit = task * each_task; unit < least(a.units, (task + 1) * each_task); ++unit) {
       Sums* rows = wants_affine ? affine.data + unit * g.rows : nullptr;
-      if (a.any_wide(call.statistics + a.group(unit), a.n(unit)))
+      if (any_wide<T>(call.statistics + a.group(unit), a.n(unit)))
         a.template backward<double>(unit, room.data, rows);
       else
         a.template backward<Work<T>>(unit, room.data, rows);

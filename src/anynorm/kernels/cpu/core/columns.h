@@ -101,11 +101,13 @@ ANYNORM_FLAT void block_columns(const Block<T>& b, double by, A* scratch, double
     for (int64_t i = 0; i < b.n; ++i) mean[i] = 0, m2[i] = double(square[i]);
     return;
   }
-  for (int64_t i = 0; i < b.n; ++i) {
-    const double total = double(sum[i]), all = double(square[i]), lost = total * total * share;
-    mean[i] = double(shift[i]) - total * share;
-    m2[i] = !Scaled && lost > kFarShift * all ? double(NAN) : lost > all ? 0 : all - lost;
-  }
+  const Vec<double> none = {}, bad = broadcast(double(NAN));
+  over_vectors<double>(b.n, [&](int64_t i, auto lanes) {
+    const Vec<double> total = lanes.load(sum + i), all = lanes.load(square + i), lost = total * total * share;
+    lanes.store(mean + i, Vec<double>(lanes.load(shift + i) - total * share));
+    const Vec<double> left = lost > all ? none : Vec<double>(all - lost);
+    lanes.store(m2 + i, !Scaled ? Vec<double>(lost > kFarShift * all ? bad : left) : left);
+  });
 }
 
 // Column by column: moments of `count` rows and of `n` further ones into those of all of them.

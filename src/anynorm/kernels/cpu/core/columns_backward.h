@@ -177,7 +177,7 @@ int backward_columns(const Call& call) {
   const int64_t most_columns = s.n(0), most_groups = s.groups(0);
   const int64_t bytes = 2 * g.pieces.size * g.rows * s.columns(0) * int64_t(sizeof(T));
   const auto wide = [&](int64_t unit) {
-    return s.any_wide(unit, call.statistics + s.place(unit).group + s.first_group(unit));
+    return any_wide<T>(call.statistics + s.place(unit).group + s.first_group(unit), s.groups(unit));
   };
   int failure = 0;
   if (!s.split(bytes)) {

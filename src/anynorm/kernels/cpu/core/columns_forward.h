@@ -55,7 +55,7 @@ int forward_columns(const Call& call) {
         }
         if (call.y == nullptr) continue;
         // Backwards: what was read last is still in the cache.
-        if (s.any_wide(unit, statistics)) {
+        if (any_wide<T>(statistics, s.groups(unit))) {
           make_lines<T, double>(s, unit, statistics, lines.data);
           s.backwards([&](int64_t j) { apply_block<T, double>(s, unit, j, lines.data); });
         } else {
@@ -107,7 +107,7 @@ int forward_columns(const Call& call) {
       if (const int failed = s.settle(unit, mean, mean + n, statistics)) return failed;
     }
     double* own = lines.data + 3 * most_columns * unit;
-    wide[unit] = s.any_wide(unit, statistics);
+    wide[unit] = any_wide<T>(statistics, s.groups(unit));
     if (call.y != nullptr && wide[unit]) make_lines<T, double>(s, unit, statistics, own);
     if (call.y != nullptr && !wide[unit]) make_lines<T, W>(s, unit, statistics, reinterpret_cast<W*>(own));
     return 0;

@@ -129,7 +129,15 @@ bool in_range(const Call& call, double variance) {
 template <class T>
 bool is_wide(const Statistic& s) {
   // Not where it is NaN: that group is lost, and its neighbours are to notice nothing.
-  return !kIsDouble<T> && ((s.rstd < kWideLow && s.rstd != 0) || s.rstd > kWideHigh);
+  return !kIsDouble<T> && (((s.rstd < kWideLow) & (s.rstd != 0)) | (s.rstd > kWideHigh));
+}
+
+// Any of n, without a branch for each.
+template <class T>
+bool any_wide(const Statistic* s, int64_t n) {
+  int64_t wide = 0;
+  for (int64_t i = 0; i < n; ++i) wide |= is_wide<T>(s[i]);
+  return wide != 0;
 }
 
 struct Finished {
@@ -208,7 +216,11 @@ struct Centre {
   A mean = 0, minus = 0, rest = 0;
   Centre() {}
   explicit Centre(const Statistic& s)
-      : mean(A(s.mean)), minus(A(-s.rstd)), rest(A((mean - mean == 0 ? double(mean) - s.mean : 0) * s.rstd)) {}
+      : mean(A(s.mean)), minus(A(-s.rstd)), rest(A(or_0(double(mean) - s.mean) * s.rstd)) {}
+
+ private:
+  // Without a branch, so that a loop over statistics becomes one over vectors.
+  static double or_0(double lost) { return lost - lost == 0 ? lost : 0; }
 };
 
 // The same in all lanes. In registers: what lies in memory is read anew after each store, which might have changed it.
@@ -229,23 +241,34 @@ inline double scaled_sum(double plain, double with_unscaled_h, A minus, A rest) 
   return kIsDouble<A> ? with_unscaled_h : double(minus) * with_unscaled_h + double(rest) * plain;
 }
 
-// dx = dy * (rstd * scale) + h * slope + level, this h unscaled. A slope that no float holds does not fit.
+// dx = dy * (rstd * scale) + h * slope + level, this h unscaled: the two numbers of a group, or of a vector's worth of
+// groups (D), and whether a slope is none that A holds.
+template <class A, class D>
+struct ProjectionOf {
+  D slope, level;
+  decltype(D() < D()) lost;
+  ProjectionOf(const Call& call, D rstd, D rest, D plain, D with_h) {
+    const D over = call.removes_scale ? D(-rstd * (with_h * call.share)) : D{};
+    const D below = call.removes_mean ? D(-rstd * (plain * call.share)) : D{};
+    if (kIsDouble<A>) {
+      slope = over, level = below, lost = over < over;
+      return;
+    }
+    const D by = -rstd * over, size = by < 0 ? D(-by) : by;
+    slope = by, level = rest * over + below;
+    // Where it is no number the group is lost, and its neighbours are to notice nothing.
+    lost = ((size > 0) & (size < 0x1p-120)) | ((size > 0x1p120) & (size <= 0x1p1000));
+  }
+};
+
 template <class A>
 struct Projection {
   A slope, level;
   bool fits;
   Projection() {}
   Projection(const Call& call, const Statistic& s, const Sums& sums) {
-    const double over = call.removes_scale ? -s.rstd * (sums.with_h * call.share) : 0;
-    const double below = call.removes_mean ? -s.rstd * (sums.plain * call.share) : 0;
-    if (kIsDouble<A>) {
-      slope = A(over), level = A(below), fits = true;
-      return;
-    }
-    const double by = -s.rstd * over, size = by < 0 ? -by : by;
-    slope = A(by), level = A(double(Centre<A>(s).rest) * over + below);
-    // Where it is no number the group is lost, and its neighbours are to notice nothing.
-    fits = !(size > 0 && size < 0x1p-120) && !(size > 0x1p120 && size <= 0x1p1000);
+    const ProjectionOf<A, double> p(call, s.rstd, double(Centre<A>(s).rest), sums.plain, sums.with_h);
+    slope = A(p.slope), level = A(p.level), fits = !p.lost;
   }
 };
 

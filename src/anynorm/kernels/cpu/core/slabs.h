@@ -206,12 +206,6 @@ struct Slabs {
     for (int64_t i = 1; i < repeat; ++i) memcpy(values + i * width, values, size_t(width) * sizeof(A));
   }
 
-  bool any_wide(int64_t unit, const Statistic* s) const {
-    for (int64_t k = 0; k < groups(unit); ++k)
-      if (is_wide<T>(s[k])) return true;
-    return false;
-  }
-
   // Whether several threads have to work on one unit for all to have work.
   bool split(int64_t bytes) const { return call.threads > 1 && units < 2 * call.threads && bytes > 4 * kGrain; }
 };

@@ -6,8 +6,9 @@
 
 Each framework has processes of its own on one thread, several since where a model's weights come to lie in memory
 costs more or less all through a process. In each the models train in turn, a short epoch each, many times; a row holds
-the least time of a step for each, and what normalization adds to the model without. "parameters" is the
-model without normalization that trains a scale and an offset all the same, the least that a layer with them can add.
+the least time of a step for each, and what normalization adds to the model without. "parameters" is the model without
+normalization that trains a scale and an offset all the same: how far from nothing what that adds is, so far are the
+other differences to be trusted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What no normalization can be faster than, timed in the same process and in turn with those that are compared.
 
 "bytes" and "passes" move an array's bytes and compute next to nothing: each byte once, and as the statistics need it (a
-slab is read for its sums, then read again and stored). "kernel" is anynorm's on arrays that are there already. What a
-framework takes for each byte once, "through", is in its own peers_*.py.
+slab is read for its sums, then read again and stored); each through the caches and past them, of which the faster way
+counts. "kernel" is anynorm's on arrays that are there already. What a framework takes for each byte once, "through", is
+in its own peers_*.py.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ from shapes import BACKWARD, BOTH, EPS, FORWARD, Case
 
 Timed = Any
 _SOURCE = Path(__file__).with_suffix(".cpp")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffast-math", "-funroll-loops", "-shared", "-fPIC")
+# Not -ffast-math: linked with it, a library turns denormals to zero in all of the process.
+_LOOSE = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", *_LOOSE, "-funroll-loops", "-shared", "-fPIC")
+# Behind the name of a floor: the other way to the same.
+PAST = ", past the caches"
 # Pages, as frameworks' large arrays begin at one.
 _ALIGNMENT = 4096
 
@@ -37,9 +42,10 @@ def loops() -> ctypes.CDLL:
 
 
 def slab_of(case: Case) -> int:
-    """Elements that lie together and have to be read before the first of them can be stored.
+    """Elements that are read, in the order of memory, before the first of them can be stored.
 
-    Kept runs behind the only reduced one can be cut into tiles that a cache holds: of one cache line here.
+    Kept runs behind the only reduced one can be cut into tiles that a cache holds: of one cache line here. Where kept
+    runs lie between reduced ones it is all of these, though a channel at a time would do.
     """
     runs = case.plan.runs
     reduced = [i for i, run in enumerate(runs) if run.reduced]
@@ -55,11 +61,13 @@ def alone(
     x, dy, scale, offset = (None if a is None else _aligned(a) for a in (x, dy, scale, offset))
     y, dx = _aligned(x), _aligned(x)
     arrays = [a.ctypes.data for a in (x, y, dy, dx)]
-    return {
-        "bytes": _moving(*arrays, x.size, 0),
-        "passes": _moving(*arrays, x.size, slab_of(case)),
-        "kernel": _kernel(case, x, dy, scale, offset, y, dx),
+    slabs = {"bytes": 0, "passes": slab_of(case)}
+    moving = {
+        f"{name}{PAST if past else ''}": _moving(*arrays, x.size, slab, past)
+        for name, slab in slabs.items()
+        for past in (False, True)
     }
+    return {**moving, "kernel": _kernel(case, x, dy, scale, offset, y, dx)}
 
 
 def _aligned(a: np.ndarray) -> np.ndarray:
@@ -70,9 +78,9 @@ def _aligned(a: np.ndarray) -> np.ndarray:
     return out
 
 
-def _moving(x: int, y: int, dy: int, dx: int, n: int, slab: int) -> Mapping[str, Timed]:
+def _moving(x: int, y: int, dy: int, dx: int, n: int, slab: int, past: bool) -> Mapping[str, Timed]:
     at_x, at_y, at_dy, at_dx = (ctypes.c_void_p(a) for a in (x, y, dy, dx))
-    sizes = ctypes.c_int64(n), ctypes.c_int64(slab)
+    sizes = ctypes.c_int64(n), ctypes.c_int64(slab), ctypes.c_int(past)
     return _passes(
         lambda: loops().forward(at_x, at_y, *sizes),
         lambda: loops().backward(at_x, at_dy, at_dx, *sizes),

@@ -123,12 +123,12 @@ def _maker(function: Function, x: Tensor, dy: Tensor, scale: Tensor, offset: Ten
 
 
 def through(mode: str, x: np.ndarray, dy: np.ndarray, scale: np.ndarray, offset: np.ndarray | None) -> dict[str, Timed]:
-    """Each byte once as torch's users meet it: results made anew, gradients by an autograd function."""
+    """Each byte once as torch's users meet it: results made anew, an autograd function in Python."""
     if mode == "torch.compile":
         return {}
     leaf, w, b = (None if a is None else torch.tensor(a).requires_grad_() for a in (x, scale, offset))
     leaves, dy = [a for a in (leaf, w, b) if a is not None], torch.tensor(dy)
-    sizes = ctypes.c_int64(leaf.numel()), ctypes.c_int64(0)
+    sizes = ctypes.c_int64(leaf.numel()), ctypes.c_int64(0), ctypes.c_int(0)
 
     def moved(x: Tensor) -> Tensor:
         y = torch.empty_like(x)

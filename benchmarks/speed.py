@@ -17,7 +17,7 @@ the table is printed and not saved, but for --more.
 \b
 A row of benchmarks/results/speed.json:
     ms           the least time of a call, for each contender; "copy" is one copy of the tensor into memory in use
-    floors       ms of what nothing can be faster than, as benchmarks/floors.py says; float32, one thread
+    floors       ms of what only moves the bytes and of the kernel alone, as floors.py says; float32, one thread
     rounds       how many the row is the best of
     GB/s         of anynorm: what must cross the memory at least (forward 2 tensors, backward 3, both 5), over ms
     kept         tensors that stay between forward and backward beyond the input
@@ -44,7 +44,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 # What a row depends on besides anynorm itself.
-_CODE = tuple(f"benchmarks/{name}" for name in ("shapes.py", "measure.py", "floors.py", "floors.cpp", "peers_*.py"))
+_CODE = tuple(f"benchmarks/{name}" for name in ("shapes.py", "measure.py", "common.py", "floors.*", "peers_*.py"))
 
 
 @click.command(help=__doc__)
@@ -99,7 +99,9 @@ def main(
     if not whole:
         click.echo("a part of the table: not saved", err=True)
         return
-    click.echo(f"rows: {save('speed', rows)}", err=True)
+    # Which rows lie beyond the cache is not to change with a few more rounds.
+    cache = {"cache": (saved("speed") or {})["machine"]["cache"]} if more else None
+    click.echo(f"rows: {save('speed', rows, cache)}", err=True)
     write_readmes()
 
 
@@ -135,16 +137,22 @@ def _measured(
                 threads = "one thread" if worker.threads == 1 else f"{worker.threads} threads"
                 progress.update(task, advance=1, description=f"{row['mode']}, {threads}: {row['case']}")
                 key = _key(row)
-                found[key] = _best(found[key], row) if key in found else {**row, "rounds": 1}
+                row["rounds"] = int(bool(row["ms"]))
+                found[key] = _best(found[key], row) if key in found else row
     return list(found.values())
 
 
 def _best(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Two rows of one comparison: the least times, and whatever else the later one says."""
-    best = {**one, **other, "rounds": one["rounds"] + 1}
-    for word, pick in (("ms", min), ("floors", min), ("GB/s", max)):
-        values = one.get(word, {}), other.get(word, {})
-        best[word] = {name: pick(v[name] for v in values if name in v) for name in {**values[0], **values[1]}}
+    """Two rows of one comparison: the least times, and all failures; a round without a time is none."""
+    if not (one["ms"] and other["ms"]):
+        best = {**(other if other["ms"] else one)}
+    else:
+        best = {**one, **other, "rounds": one["rounds"] + other["rounds"]}
+        for word, pick in (("ms", min), ("floors", min), ("GB/s", max)):
+            values = one.get(word, {}), other.get(word, {})
+            best[word] = {name: pick(v[name] for v in values if name in v) for name in {**values[0], **values[1]}}
+    best["raises"] = {**one["raises"], **other["raises"]}
+    best["disagree"] = sorted({*one["disagree"], *other["disagree"]})
     return best
 
 

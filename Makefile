@@ -18,7 +18,7 @@ help:
 	@echo "make demo      train the tutorial's model with each normalization; tables and pictures in demo-out/"
 	@echo "make test      lint, types and tests on every framework"
 	@echo "make accuracy  errors of anynorm and its peers against float64"
-	@echo "make bench     speed of anynorm and its peers; chart and tables of the READMEs, (35 minutes)"
+	@echo "make bench     speed of anynorm and its peers; chart and tables of the READMEs (40 minutes)"
 	@echo "make gpu       on a machine with a GPU: the tests that need one, and the GPU kernels' speed beside their peers'"
 	@echo "make kernels   the CPU kernels, rebuilt as far as their sources changed; every target above does it"
 	@echo "make kernel-tests  the kernels' C++ tests alone, with and without sanitizers; make test runs them too"

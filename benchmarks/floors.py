@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from shapes import BACKWARD, BOTH, EPS, FORWARD, Case
 
 Timed = Any
 _SOURCE = Path(__file__).with_suffix(".cpp")
+_COMPILER = os.environ.get("CXX", "c++")
 # Not -ffast-math: linked with it, a library turns denormals to zero in all of the process.
 _LOOSE = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", *_LOOSE, "-funroll-loops", "-shared", "-fPIC")
@@ -32,12 +34,19 @@ PAST = ", past the caches"
 _ALIGNMENT = 4096
 
 
+def can_be_timed() -> bool:
+    """Whether the kernels are here, and a compiler for the loops."""
+    from anynorm.kernels import cpu
+
+    return cpu.library() is not None and shutil.which(_COMPILER) is not None
+
+
 @cache
 def loops() -> ctypes.CDLL:
     """Those of floors.cpp, compiled for this machine."""
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "floors.so"
-        subprocess.run([os.environ.get("CXX", "c++"), *_FLAGS, _SOURCE, "-o", library], check=True)
+        subprocess.run([_COMPILER, *_FLAGS, _SOURCE, "-o", library], check=True)
         return ctypes.CDLL(str(library))
 
 

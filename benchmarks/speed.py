@@ -17,7 +17,8 @@ the table is printed and not saved, but for --more.
 \b
 A row of benchmarks/results/speed.json:
     ms           the least time of a call, for each contender; "copy" is one copy of the tensor into memory in use
-    floors       ms of what only moves the bytes and of the kernel alone, as floors.py says; float32, one thread
+    floors       ms of what only moves the bytes and of the kernel alone, as floors.py says; float32, one thread,
+                 where there is a C++ compiler
     rounds       how many the row is the best of
     GB/s         of anynorm: what must cross the memory at least (forward 2 tensors, backward 3, both 5), over ms
     kept         tensors that stay between forward and backward beyond the input
@@ -89,24 +90,25 @@ def main(
     planned = list(shapes.workers(frameworks or BACKENDS, words, cores()))
     if not any(one.comparisons for one in planned):
         raise click.BadParameter(f'no case has "{words}" in its name; see --list', param_hint="--case")
-    rows = with_scaling(_measured(planned, seconds, rounds, _joinable() if more else []))
+    before = _joinable() if more else None
+    rows = with_scaling(_measured(planned, seconds, rounds, before["rows"] if before else []))
+    # Which rows lie beyond the cache is not to change with a few more rounds.
+    cache = (before or provenance())["machine"]["cache"]
     whole = more or not (words or frameworks)
     if as_json:
         for row in rows:
             click.echo(json.dumps(row, ensure_ascii=False))
     else:
-        show(console, rows, provenance()["machine"]["cache"], goals=whole)
+        show(console, rows, cache, goals=whole)
     if not whole:
         click.echo("a part of the table: not saved", err=True)
         return
-    # Which rows lie beyond the cache is not to change with a few more rounds.
-    cache = {"cache": (saved("speed") or {})["machine"]["cache"]} if more else None
-    click.echo(f"rows: {save('speed', rows, cache)}", err=True)
+    click.echo(f"rows: {save('speed', rows, {'cache': cache})}", err=True)
     write_readmes()
 
 
-def _joinable() -> list[dict[str, Any]]:
-    """The saved rows, where more rounds can be joined to them."""
+def _joinable() -> dict[str, Any]:
+    """What was saved, where more rounds can be joined to its rows."""
     data, now = saved("speed"), provenance()
     if data is None:
         raise click.UsageError("there are no rows to join: leave out --more")
@@ -117,7 +119,7 @@ def _joinable() -> list[dict[str, Any]]:
             raise click.UsageError(f"the saved rows are of other {word}, {then}: leave out --more")
     if not same_since(data["commit"], "src", *_CODE):
         raise click.UsageError(f"the saved rows are of other code, commit {data['commit']}: leave out --more")
-    return list(data["rows"])
+    return data
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -1,8 +1,10 @@
 #include "threads.h"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -11,35 +13,82 @@
 #include <sched.h>
 #endif
 #include <pthread.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace anynorm {
 namespace {
 
+// How long a thread looks for something before it sleeps. To wake one takes a virtual machine as long as most tasks do,
+// and the next work often follows at once, as the second pass of two does, or another layer.
+constexpr std::chrono::microseconds kPatience(100);
+
+// Whether ready() comes true within that time; meanwhile the thread gives way to whoever wants the processor.
+template <class F>
+bool soon(const F& ready) {
+  const auto end = std::chrono::steady_clock::now() + kPatience;
+  do {
+    for (int i = 0; i < 16; ++i) {
+      if (ready()) return true;
+#if defined(__SSE2__)
+      _mm_pause();
+#endif
+    }
+    std::this_thread::yield();
+  } while (std::chrono::steady_clock::now() < end);
+  return ready();
+}
+
+// Each participant takes its own stretch of the tasks first, then what the others have left. Neighbouring tasks share
+// lines of the cache, and processors fetch ahead: threads side by side would take each other's lines away.
+//
 // Lives until the last thread that was asked to help has looked at it, which may be after the work is done.
 struct Job {
-  std::atomic<int64_t> next{0}, done{0};
-  std::atomic<int> holders{1};
-  int64_t tasks;
-  void (*task)(void*, int64_t);
-  void* context;
+  struct alignas(64) Stretch {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  const int participants;
+  const int64_t tasks;
+  void (*const task)(void*, int64_t);
+  void* const context;
+  std::unique_ptr<Stretch[]> stretches;
+  std::atomic<int> helpers{0}, holders;
+  std::atomic<int64_t> done{0};
   std::mutex mutex;
   std::condition_variable finished;
 
-  void work() {
-    for (;;) {
-      const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
-      if (i >= tasks) return;
-      task(context, i);
-      if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == tasks) {
-        std::lock_guard<std::mutex> lock(mutex);
-        finished.notify_all();
+  Job(int participants, int64_t tasks, void (*task)(void*, int64_t), void* context)
+      : participants(participants), tasks(tasks), task(task), context(context),
+        stretches(new (std::nothrow) Stretch[size_t(participants)]), holders(participants) {
+    for (int64_t i = 0; stretches && i < participants; ++i) {
+      stretches[i].next.store(tasks * i / participants, std::memory_order_relaxed);
+      stretches[i].end = tasks * (i + 1) / participants;
+    }
+  }
+
+  // The caller's stretch is always the first: of a second pass it has most in its caches.
+  void work(int first) {
+    for (int k = 0; k < participants; ++k) {
+      Stretch& s = stretches[(first + k) % participants];
+      for (;;) {
+        const int64_t i = s.next.fetch_add(1, std::memory_order_relaxed);
+        if (i >= s.end) break;
+        task(context, i);
+        if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == tasks) {
+          std::lock_guard<std::mutex> lock(mutex);
+          finished.notify_all();
+        }
       }
     }
   }
 
   void wait() {
+    const auto is_done = [this] { return done.load(std::memory_order_acquire) == tasks; };
+    if (soon(is_done)) return;
     std::unique_lock<std::mutex> lock(mutex);
-    finished.wait(lock, [this] { return done.load(std::memory_order_acquire) == tasks; });
+    finished.wait(lock, is_done);
   }
 
   void release() {
@@ -47,12 +96,14 @@ struct Job {
   }
 
   static void help(void* self) {
-    static_cast<Job*>(self)->work();
-    static_cast<Job*>(self)->release();
+    Job* const job = static_cast<Job*>(self);
+    job->work(job->helpers.fetch_add(1, std::memory_order_relaxed) + 1);
+    job->release();
   }
 };
 
-// Threads of our own, which sleep until something is scheduled. Never destroyed: they may outlive static destructors.
+// Threads of our own, which sleep when nothing is scheduled for a while. Never destroyed: they may outlive static
+// destructors.
 struct Pool {
   struct Call {
     void (*function)(void*);
@@ -61,11 +112,12 @@ struct Pool {
   std::mutex mutex;
   std::condition_variable some;
   std::deque<Call> calls;
+  std::atomic<int64_t> waiting{0};  // calls, for those who look without the mutex
   int threads = 0;
 
   // Whether a thread will take the call.
   bool schedule(void (*function)(void*), void* argument, int wanted) {
-    std::lock_guard<std::mutex> lock(mutex);
+    std::unique_lock<std::mutex> lock(mutex);
     while (threads < wanted) {
       try {
         std::thread([this] { serve(); }).detach();
@@ -80,6 +132,8 @@ struct Pool {
     } catch (...) {
       return false;  // nor memory
     }
+    lock.unlock();
+    waiting.fetch_add(1, std::memory_order_release);
     some.notify_one();
     return true;
   }
@@ -91,7 +145,9 @@ struct Pool {
       const Call call = calls.front();
       calls.pop_front();
       lock.unlock();
+      waiting.fetch_sub(1, std::memory_order_relaxed);
       call.function(call.argument);
+      soon([this] { return waiting.load(std::memory_order_acquire) > 0; });
       lock.lock();
     }
   }
@@ -122,23 +178,20 @@ int processors() {
 
 void parallel(const anynorm_executor* executor, int threads, int64_t tasks, void (*task)(void*, int64_t),
               void* context) {
-  const int64_t helpers = (threads < tasks ? threads : tasks) - 1;
-  Job* const job = helpers > 0 ? new (std::nothrow) Job : nullptr;
+  const int participants = int(threads < tasks ? threads : tasks);
+  Job* job = participants > 1 ? new (std::nothrow) Job(participants, tasks, task, context) : nullptr;
+  if (job != nullptr && !job->stretches) delete job, job = nullptr;
   if (job == nullptr) {
     for (int64_t i = 0; i < tasks; ++i) task(context, i);
     return;
   }
-  job->tasks = tasks;
-  job->task = task;
-  job->context = context;
-  job->holders.store(int(helpers) + 1, std::memory_order_relaxed);
-  for (int64_t i = 0; i < helpers; ++i) {
+  for (int i = 1; i < participants; ++i) {
     if (executor != nullptr)
       executor->schedule(executor->self, Job::help, job);
-    else if (!pool().schedule(Job::help, job, int(helpers)))
+    else if (!pool().schedule(Job::help, job, participants - 1))
       job->release();
   }
-  job->work();
+  job->work(0);
   job->wait();
   job->release();
 }

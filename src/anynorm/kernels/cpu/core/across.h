@@ -24,7 +24,7 @@ void apply_across(const T* x, T* y, int64_t n, int64_t stride, ColumnCentre<A> c
 }
 
 // To each column's sums of g and g * h, and each row's own sums of dy and dy * h.
-template <class A, int R, class T>
+template <class A, int R, bool Ahead, class T>
 void sum_across(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre<A> c, const A* scale, A* plain,
                 A* with_h, Sums* rows) {
   Vec<A> by[R], row_plain[R] = {}, row_with_h[R] = {};
@@ -33,6 +33,7 @@ void sum_across(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre
     // What belongs to columns is there for whole vectors: a part that was stored could not be loaded at once.
     const Centred<A> k = c.at(i, Whole<A>());
     Vec<A> p = load<A>(plain + i), q = load<A>(with_h + i);
+    if (Ahead) fetch_next<R, 2>(x + i, stride), fetch_next<R, 2>(dy + i, stride);
     for (int pair = 0; pair < R; pair += 2) {
       Vec<A> of_g = {}, of_g_h = {};
       for (int r = pair; r < R && r < pair + 2; ++r) {
@@ -192,14 +193,17 @@ struct Across {
         for (int64_t i = 0; i < l.n; ++i) plain[i] += double(some_plain[i]), with_h[i] += double(some_with_h[i]);
         memset(static_cast<void*>(some_plain), 0, size_t(2 * l.n) * sizeof(A));
       };
-      over_rows<A>(false, [&](int64_t row, auto many, const A* by, const A*) {
-        constexpr int R = decltype(many)::value;
-        Sums of_row[R];
-        sum_across<A, R>(x + row * stride, dy + row * stride, n, stride, l.centre(), by, some_plain, some_with_h,
-                         of_row);
-        for (int r = 0; affine != nullptr && r < R; ++r) affine[row + r] = of_row[r];
-        if ((row + R) % kRowsSummed == 0) pour();
-      });
+      const auto sum = [&](auto ahead) {
+        over_rows<A>(false, [&](int64_t row, auto many, const A* by, const A*) {
+          constexpr int R = decltype(many)::value;
+          Sums of_row[R];
+          sum_across<A, R, decltype(ahead)::value>(x + row * stride, dy + row * stride, n, stride, l.centre(), by,
+                                                   some_plain, some_with_h, of_row);
+          for (int r = 0; affine != nullptr && r < R; ++r) affine[row + r] = of_row[r];
+          if ((row + R) % kRowsSummed == 0) pour();
+        });
+      };
+      call.far ? sum(Given<true>()) : sum(Given<false>());
       pour();
       if (call.sums != nullptr)
         for (int64_t i = 0; i < n; ++i) call.sums[group(unit) + i] = {plain[i], with_h[i]};

@@ -31,10 +31,10 @@ struct Block {
   bool ahead;  // rows are to be fetched ahead of their use
 };
 
-// The next R rows, which may lie beyond the array, since nothing is read.
-template <int R, class T>
+// The next R rows.
+template <int R, int Cache, class T>
 inline void fetch_next(const T* x, int64_t stride) {
-  for (int r = 0; r < R; ++r) __builtin_prefetch(x + (r + R) * stride, 0, 3);
+  for (int r = 0; r < R; ++r) fetch<Cache>(x + (r + R) * stride);
 }
 
 // Sums over rows of shift - x and its square; the loops run along memory and keep their sums in L1.
@@ -42,7 +42,7 @@ template <class A, bool Centred, bool Scaled, int R, bool Ahead, class T>
 inline void add_rows(const T* x, int64_t n, int64_t stride, A factor, const A* shift, A* sum, A* square) {
   const Vec<A> by = broadcast(factor);
   over_vectors<A>(n, [&](int64_t i, auto lanes) {
-    if (Ahead) fetch_next<R>(x + i, stride);
+    if (Ahead) fetch_next<R, 3>(x + i, stride);
     const Vec<A> about = Centred ? lanes.load(shift + i) : Vec<A>{};
     const auto difference = [&](int r) {
       Vec<A> v = lanes.load(x + r * stride + i);
@@ -157,7 +157,7 @@ struct ColumnCentre {
 template <class A, int R, bool Ahead, class T>
 inline void sum_some_rows(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre<A> c, A* plain, A* with_h) {
   over_vectors<A>(n, [&](int64_t i, auto lanes) {
-    if (Ahead) fetch_next<R>(x + i, stride), fetch_next<R>(dy + i, stride);
+    if (Ahead) fetch_next<R, 2>(x + i, stride), fetch_next<R, 2>(dy + i, stride);
     const Centred<A> k = c.at(i, lanes);
     Vec<A> all_plain = lanes.load(plain + i), all_with_h = lanes.load(with_h + i);
     const auto g = [&](int r) { return lanes.load(dy + r * stride + i); };

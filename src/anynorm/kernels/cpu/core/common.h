@@ -13,9 +13,6 @@ using Work = typename WorkOf<T>::Type;
 template <class T>
 constexpr bool kIsDouble = sizeof(T) == 8;
 
-// Bytes of an array up to which it is taken to come out of a cache.
-constexpr int64_t kInCache = int64_t(4) << 20;
-
 // Bytes below which another thread costs more than it saves.
 constexpr int64_t kGrain = 64 * 1024;
 
@@ -66,6 +63,14 @@ inline void last_first(int64_t n, int64_t bytes_each, const F& work) {
   const int64_t some = most(1, (int64_t(1) << 20) / most(1, bytes_each));
   for (int64_t end = n; end > 0; end -= some)
     for (int64_t i = most(0, end - some); i < end; ++i) work(i);
+}
+
+// Fetch ahead of its use what the processor does not foresee: it looks no further than a page, and of several rows that
+// are read at once each begins one. Into the second-level cache, or with 3 into the first. It may lie beyond the array,
+// since nothing is read.
+template <int Cache = 2, class T>
+inline void fetch(const T* p) {
+  __builtin_prefetch(p, 0, Cache);
 }
 
 // How many of something are taken at once.

@@ -1,9 +1,8 @@
-// The C interface: checks, conversions of the small arrays, and the choice of the instruction set.
+// The C interface: checks, and conversions of the small arrays.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <atomic>
 #include <memory>
 #include <new>
 
@@ -11,77 +10,16 @@
 #include <xmmintrin.h>
 #endif
 
+#include "isa.h"
 #include "loops.h"
 #include "memory.h"
 #include "threads.h"
 
 namespace anynorm {
 
-#if defined(ANYNORM_HAS_AVX512)
-namespace avx512 {
-extern const Loops loops;
-}
-#endif
-#if defined(ANYNORM_HAS_AVX2)
-namespace avx2 {
-extern const Loops loops;
-}
-#endif
-#if defined(ANYNORM_HAS_NEON)
-namespace neon {
-extern const Loops loops;
-}
-#endif
-#if defined(ANYNORM_HAS_BASELINE)
-namespace baseline {
-extern const Loops loops;
-}
-#endif
-
 namespace {
 
 #include "numbers.h"
-
-struct Available {
-  const Loops* loops[4] = {};
-  int number = 0;
-
-  // Best first.
-  Available() {
-#if defined(ANYNORM_HAS_AVX512)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
-      loops[number++] = &avx512::loops;
-#endif
-#if defined(ANYNORM_HAS_AVX2)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) loops[number++] = &avx2::loops;
-#endif
-#if defined(ANYNORM_HAS_NEON)
-    loops[number++] = &neon::loops;
-#endif
-#if defined(ANYNORM_HAS_BASELINE)
-    loops[number++] = &baseline::loops;
-#endif
-  }
-};
-
-const Available& available() {
-  static const Available found;
-  return found;
-}
-
-std::atomic<const Loops*> chosen{nullptr};
-
-const Loops& loops() {
-  const Loops* now = chosen.load(std::memory_order_acquire);
-  if (now == nullptr) {
-    now = available().loops[0];
-    chosen.store(now, std::memory_order_release);
-  }
-  return *now;
-}
 
 // Bytes of the array, or -1 where no memory holds it, or holds its statistics: 16 bytes each, also where some other
 // extent is 0. What is let through has products that no arithmetic below overflows with.
@@ -148,6 +86,7 @@ struct Prepared {
     call.threads = bytes < 2 * 64 * 1024 ? 1 : p.threads > 0 ? p.threads : processors();
     call.executor = p.executor;
     call.share = 1 / double(call.geometry.count);
+    call.far = bytes > int64_t(6) << 20;
     return ANYNORM_OK;
   }
 
@@ -276,7 +215,7 @@ int anynorm_supported(const anynorm_problem* problem) {
   Geometry geometry;
   anynorm_problem p = *problem;
   for (int64_t& extent : p.extents) extent = 1;
-  return analyse(p, &geometry) && available().number > 0;
+  return analyse(p, &geometry) && has_loops();
 }
 
 int anynorm_forward(const anynorm_problem* problem, const void* x, const void* scale, const void* offset, void* y,
@@ -339,16 +278,9 @@ int anynorm_backward_apply(const anynorm_problem* problem, const void* x, const 
   return run_backward(*problem, x, dy, scale, saved, const_cast<double*>(sums), true, count, dx, nullptr, nullptr);
 }
 
-const char* anynorm_isa(void) { return available().number > 0 ? loops().name : "none"; }
+const char* anynorm_isa(void) { return has_loops() ? loops().name : "none"; }
 
-int anynorm_use_isa(const char* name) {
-  for (int i = 0; i < available().number; ++i)
-    if (strcmp(available().loops[i]->name, name) == 0) {
-      chosen.store(available().loops[i], std::memory_order_release);
-      return ANYNORM_OK;
-    }
-  return ANYNORM_UNSUPPORTED;
-}
+int anynorm_use_isa(const char* name) { return use_loops(name) ? ANYNORM_OK : ANYNORM_UNSUPPORTED; }
 
 void anynorm_use_cache(int64_t bytes) { use_cache(bytes); }
 

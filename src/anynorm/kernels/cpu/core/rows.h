@@ -29,12 +29,16 @@ template <class A>
 struct BlockSums {
   Vec<A> sum[4] = {}, square[4] = {};
 
-  template <bool Centred, bool Scaled, class T>
-  inline void add(const T* x, int64_t n, Vec<A> shift, A factor) {
+  // Ahead: as many elements from `next` on are fetched.
+  template <bool Centred, bool Scaled, bool Ahead, class T>
+  inline void add(const T* x, int64_t n, Vec<A> shift, A factor, const T* next) {
     constexpr int64_t L = kLanes<A>;
     int64_t i = 0;
     for (; i + 4 * L <= n; i += 4 * L)
-      for (int64_t k = 0; k < 4; ++k) step<Centred>(scaled<A, Scaled>(x + i + k * L, factor), k, shift);
+      for (int64_t k = 0; k < 4; ++k) {
+        if (Ahead) fetch<3>(next + i + k * L);
+        step<Centred>(scaled<A, Scaled>(x + i + k * L, factor), k, shift);
+      }
     // Written out: an accumulator picked by a variable would live in memory.
     if (i + L <= n) step<Centred>(scaled<A, Scaled>(x + i, factor), 0, shift), i += L;
     if (i + L <= n) step<Centred>(scaled<A, Scaled>(x + i, factor), 1, shift), i += L;
@@ -86,7 +90,7 @@ inline void block_moments(const Call& call, const Blocks& b, const T* group, int
     const int64_t begin = i % b.per_piece * kBlock, n = least(kBlock, b.length - begin);
     const T* x = group + offset(call.geometry.pieces, i / b.per_piece) + begin;
     const A shift = Centred ? amid<A, Scaled>(x, n, by) : A(0);
-    sums.template add<Centred, Scaled>(x, n, broadcast(shift), by);
+    sums.template add<Centred, Scaled, false>(x, n, broadcast(shift), by, x);
     merge_block<Centred>(m, sums, shift, n);
     return;
   }
@@ -97,8 +101,15 @@ inline void block_moments(const Call& call, const Blocks& b, const T* group, int
     shift = amid<A, Scaled>(middle, b.length, by);
   }
   const Vec<A> about = broadcast(shift);
-  for (int64_t p = from; p < to; ++p)
-    sums.template add<Centred, Scaled>(group + offset(call.geometry.pieces, p), b.length, about, by);
+  const auto add = [&](auto ahead) {
+    const T* x = group + offset(call.geometry.pieces, from);
+    for (int64_t p = from; p < to; ++p) {
+      const T* const next = group + offset(call.geometry.pieces, p + 1);
+      sums.template add<Centred, Scaled, decltype(ahead)::value>(x, b.length, about, by, next);
+      x = next;
+    }
+  };
+  call.far ? add(Given<true>()) : add(Given<false>());
   merge_block<Centred>(m, sums, shift, (to - from) * b.length);
 }
 

@@ -3,9 +3,9 @@
 // Elements of a strip, the unit in which sums over one channel's elements are taken.
 constexpr int64_t kStrip = 8192;
 
-// Four accumulators of dy and of dy * h.
-template <class A, class T>
-inline Sums strip_sums(const T* x, const T* dy, int64_t n, Centre<A> centre) {
+// Four accumulators of dy and of dy * h. Ahead: the strip `next` elements further on is fetched.
+template <class A, bool Ahead, class T>
+inline Sums strip_sums(const T* x, const T* dy, int64_t n, int64_t next, Centre<A> centre) {
   constexpr int64_t L = kLanes<A>;
   const Centred<A> k(centre);
   Vec<A> plain[4] = {}, with_h[4] = {};
@@ -15,7 +15,10 @@ inline Sums strip_sums(const T* x, const T* dy, int64_t n, Centre<A> centre) {
   };
   int64_t i = 0;
   for (; i + 4 * L <= n; i += 4 * L)
-    for (int64_t j = 0; j < 4; ++j) add(j, load<A>(x + i + j * L), load<A>(dy + i + j * L));
+    for (int64_t j = 0; j < 4; ++j) {
+      if (Ahead) fetch(x + next + i + j * L), fetch(dy + next + i + j * L);
+      add(j, load<A>(x + i + j * L), load<A>(dy + i + j * L));
+    }
   for (; i + L <= n; i += L) add(0, load<A>(x + i), load<A>(dy + i));
   if (i < n) add(1, load_part<A>(x + i, n - i, k.mean), load_part<A>(dy + i, n - i, Vec<A>{}));
   const double all = sum_lanes(Vec<A>((plain[0] + plain[1]) + (plain[2] + plain[3])));
@@ -93,6 +96,11 @@ struct Strips {
         number(g.pieces.size * g.c * cuts),
         places((g.pieces_affine ? g.pieces.size : 1) * g.c) {}
 
+  // From one strip to that which is read behind it.
+  int64_t next(const Strip& strip) const {
+    return g.c == 1 && cuts == 1 && g.pieces.rank == 1 ? g.pieces.x[0] : strip.length;
+  }
+
   // Whether strips are so short that to find them costs as much as their arithmetic.
   template <class T>
   bool are_short() const {
@@ -161,9 +169,13 @@ struct Stretches {
         for (; j < many; ++j) some(j, AtOnce<1>());
       });
     }
-    strips.over(from, to, [&](int64_t i, const Strip& strip) {
-      into(i, strip, strip_sums<A>(x + strip.x, dy + strip.x, strip.length, centre));
-    });
+    const auto sum = [&](auto ahead) {
+      strips.over(from, to, [&](int64_t i, const Strip& s) {
+        const int64_t next = strips.next(s);
+        into(i, s, strip_sums<A, decltype(ahead)::value>(x + s.x, dy + s.x, s.length, next, centre));
+      });
+    };
+    call.far ? sum(Given<true>()) : sum(Given<false>());
   }
   // into(i, strip, its sums) for the strips [from, to).
   template <class F>

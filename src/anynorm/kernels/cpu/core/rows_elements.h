@@ -15,8 +15,9 @@ struct RowsAtOnce {
     return p[r].fits;
   }
 
-  // Sums of g and g * h into `sums`; of dy * h and dy into dscale and doffset unless they are NULL.
-  template <bool Affine>
+  // Sums of g and g * h into `sums`; of dy * h and dy into dscale and doffset unless they are NULL. Ahead: the next rows
+  // are fetched.
+  template <bool Affine, bool Ahead>
   inline void sum(const Work<T>* scale, A* dscale, A* doffset, int64_t n, Sums* sums) const {
     Centred<A> own[R];
     for (int r = 0; r < R; ++r) own[r] = Centred<A>(k[r]);
@@ -27,6 +28,7 @@ struct RowsAtOnce {
         const Vec<A> by = lanes.load(scale + i);
         Vec<A> ds = Affine ? lanes.load(dscale + i) : Vec<A>{}, db = Affine ? lanes.load(doffset + i) : Vec<A>{};
         for (int r = 0; r < R; ++r) {
+          if (Ahead) fetch(x[r] + R * n + i), fetch(dy[r] + R * n + i);
           const Vec<A> h = own[r].h(lanes.load(x[r] + i, own[r].mean)), g = lanes.load(dy[r] + i), scaled = g * by;
           if (Affine) {
             ds = fma(g, h, ds);
@@ -102,14 +104,20 @@ void backward_elements_at(const Call& call, int64_t group, const Work<T>* scale,
     }
     return at[0].affine + in.affine;
   };
-  if (!call.sums_given)
+  const auto sum = [&](auto affine, auto ahead) {
+    constexpr bool kAffine = decltype(affine)::value;
     for (int64_t i = 0; i < g.pieces.size; ++i) {
       const int64_t place = to_piece(rows, i);
-      if (dscale != nullptr)
-        rows.template sum<true>(scale + place, dscale + place, doffset + place, g.c, sums);
-      else
-        rows.template sum<false>(scale + place, nullptr, nullptr, g.c, sums);
+      rows.template sum<kAffine, decltype(ahead)::value>(scale + place, kAffine ? dscale + place : nullptr,
+                                                         kAffine ? doffset + place : nullptr, g.c, sums);
     }
+  };
+  if (!call.sums_given) {
+    if (dscale == nullptr)
+      sum(Given<false>(), Given<false>());
+    else
+      call.far ? sum(Given<true>(), Given<true>()) : sum(Given<true>(), Given<false>());
+  }
   if (call.sums != nullptr && !call.sums_given)
     for (int r = 0; r < R; ++r) call.sums[group + r] = sums[r];
   if (call.dx == nullptr) return;

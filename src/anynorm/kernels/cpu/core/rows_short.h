@@ -11,7 +11,7 @@ constexpr int64_t kNarrowRow = 1024;
 // A row's own arithmetic is the same for every R. A second moment is NaN, which nobody takes for a good one, where the
 // shift lay far from the mean.
 template <class A, bool Centred, int R, class T>
-inline void short_moments(const T* const* x, int64_t n, bool narrow, double* mean, double* m2) {
+inline void short_moments(const T* const* x, int64_t n, bool ahead, double* mean, double* m2) {
   constexpr int64_t L = kLanes<A>;
   A shift[R];
   Vec<A> about[R], sum[R] = {}, square[R] = {};
@@ -26,8 +26,7 @@ inline void short_moments(const T* const* x, int64_t n, bool narrow, double* mea
   int64_t i = 0;
   for (; i + 2 * L <= n; i += 2 * L)
     for (int r = 0; r < R; ++r) {
-      // The next rows but one, which may lie beyond the array, since nothing is read. The processor foresees longer ones.
-      if (narrow) __builtin_prefetch(x[r] + R * n + i, 0, 2);
+      if (ahead) fetch(x[r] + R * n + i);
       step(r, load<A>(x[r] + i)), step(r, load<A>(x[r] + i + L));
     }
   if (i + L <= n) {
@@ -78,11 +77,11 @@ inline void short_rows(const Call& call, const Blocks& b, int64_t group, int64_t
     x[r] = static_cast<const T*>(call.x) + at[r].x;
   }
   double mean[R], m2[R];
-  const bool narrow = b.length * int64_t(sizeof(T)) < kNarrowRow;
+  const bool narrow = b.length * int64_t(sizeof(T)) < kNarrowRow, ahead = narrow || call.far;
   if (call.removes_mean)
-    short_moments<W, true, R>(x, b.length, narrow, mean, m2);
+    short_moments<W, true, R>(x, b.length, ahead, mean, m2);
   else
-    short_moments<W, false, R>(x, b.length, narrow, mean, m2);
+    short_moments<W, false, R>(x, b.length, ahead, mean, m2);
   Statistic found[R];
   if (!settle_at_once<T>(call, group, many, mean, m2, found))
     for (int r = 0; r < many; ++r) {

@@ -119,6 +119,16 @@ def test_instruction_sets_are_taken_by_name():
     assert cpu.isa() == used
 
 
+@built
+def test_a_process_begins_with_the_fastest_instruction_set():
+    code = "from anynorm.kernels import cpu; print(cpu.isa())"
+    begins = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    is_zen_3_or_4 = "AuthenticAMD" in told and re.search(r"cpu family\s*: 25\b", told)
+    usable = [name for name in cpu.isas() if not (name == "avx512" and is_zen_3_or_4 and "avx2" in cpu.isas())]
+    assert begins == usable[-1]
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder in which the loader looks instead of its own."""

@@ -65,6 +65,9 @@ void put(const Sums* sums, double Sums::*which, int dtype, int64_t n, void* to) 
   narrow_all<Brain>(sums, which, n, to);
 }
 
+// Bytes of an array from which on it pays to fetch it ahead, as measured; arrays of 5 MiB lose a tenth by it.
+constexpr int64_t kFar = int64_t(6) << 20;
+
 // One call, made ready: the geometry, and scale and offset in the work type.
 struct Prepared {
   Denormals kept;
@@ -86,7 +89,7 @@ struct Prepared {
     call.threads = bytes < 2 * 64 * 1024 ? 1 : p.threads > 0 ? p.threads : processors();
     call.executor = p.executor;
     call.share = 1 / double(call.geometry.count);
-    call.far = bytes > int64_t(6) << 20;
+    call.far = bytes > kFar;
     return ANYNORM_OK;
   }
 

@@ -4,7 +4,7 @@
 
 #include <atomic>
 
-#if defined(ANYNORM_HAS_AVX512)
+#if defined(ANYNORM_HAS_AVX2) || defined(ANYNORM_HAS_AVX512)
 #include <cpuid.h>
 #endif
 
@@ -43,6 +43,14 @@ bool halves_vectors() {
 }
 #endif
 
+#if defined(ANYNORM_HAS_AVX2)
+// F16C, which older compilers' __builtin_cpu_supports does not know by name.
+bool converts_halves() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+#endif
+
 struct Available {
   const Loops* loops[4] = {};
   int number = 0;
@@ -58,7 +66,7 @@ struct Available {
 #endif
 #if defined(ANYNORM_HAS_AVX2)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && converts_halves())
       loops[number++] = &avx2::loops;
 #endif
 #if defined(ANYNORM_HAS_AVX512)

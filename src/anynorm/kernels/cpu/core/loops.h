@@ -22,7 +22,7 @@ struct Call {
   int threads;
   const anynorm_executor* executor;
   bool past;  // y or dx goes past the caches, being too large for them
-  bool far;   // x comes from further away than the second-level cache, so that it is fetched ahead of its use
+  bool far;   // x is so large that it is taken to come from memory, and fetched ahead of its use
   const void* x;
   const void* scale;   // in the work type, as is offset; NULL stands for ones and zeros
   const void* offset;

@@ -29,7 +29,7 @@ template <class A>
 struct BlockSums {
   Vec<A> sum[4] = {}, square[4] = {};
 
-  // Ahead: as many elements from `next` on are fetched.
+  // Ahead: what lies at `next` is fetched, as far as four vectors are taken at once.
   template <bool Centred, bool Scaled, bool Ahead, class T>
   inline void add(const T* x, int64_t n, Vec<A> shift, A factor, const T* next) {
     constexpr int64_t L = kLanes<A>;

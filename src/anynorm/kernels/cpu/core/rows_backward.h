@@ -3,7 +3,7 @@
 // Elements of a strip, the unit in which sums over one channel's elements are taken.
 constexpr int64_t kStrip = 8192;
 
-// Four accumulators of dy and of dy * h. Ahead: the strip `next` elements further on is fetched.
+// Four accumulators of dy and of dy * h. Ahead: what lies `next` elements further on is fetched.
 template <class A, bool Ahead, class T>
 inline Sums strip_sums(const T* x, const T* dy, int64_t n, int64_t next, Centre<A> centre) {
   constexpr int64_t L = kLanes<A>;
@@ -96,7 +96,7 @@ struct Strips {
         number(g.pieces.size * g.c * cuts),
         places((g.pieces_affine ? g.pieces.size : 1) * g.c) {}
 
-  // From one strip to that which is read behind it.
+  // From one strip to that which is read behind it, mostly: it is for what may be fetched in vain.
   int64_t next(const Strip& strip) const {
     return g.c == 1 && cuts == 1 && g.pieces.rank == 1 ? g.pieces.x[0] : strip.length;
   }

@@ -15,8 +15,8 @@ struct RowsAtOnce {
     return p[r].fits;
   }
 
-  // Sums of g and g * h into `sums`; of dy * h and dy into dscale and doffset unless they are NULL. Ahead: the next rows
-  // are fetched.
+  // Sums of g and g * h into `sums`; of dy * h and dy into dscale and doffset unless they are NULL. Ahead: what lies R
+  // rows further on is fetched.
   template <bool Affine, bool Ahead>
   inline void sum(const Work<T>* scale, A* dscale, A* doffset, int64_t n, Sums* sums) const {
     Centred<A> own[R];
@@ -114,7 +114,7 @@ void backward_elements_at(const Call& call, int64_t group, const Work<T>* scale,
   };
   if (!call.sums_given) {
     if (dscale == nullptr)
-      sum(Given<false>(), Given<false>());
+      call.far ? sum(Given<false>(), Given<true>()) : sum(Given<false>(), Given<false>());
     else
       call.far ? sum(Given<true>(), Given<true>()) : sum(Given<true>(), Given<false>());
   }

@@ -24,10 +24,11 @@ namespace {
 // and the next work often follows at once, as the second pass of two does, or another layer.
 constexpr std::chrono::microseconds kPatience(100);
 
-// Whether ready() comes true within that time; meanwhile the thread gives way to whoever wants the processor.
+typedef std::chrono::steady_clock Clock;
+
+// Whether ready() comes true by then; meanwhile the thread gives way to whoever wants the processor.
 template <class F>
-bool soon(const F& ready) {
-  const auto end = std::chrono::steady_clock::now() + kPatience;
+bool comes_true(const F& ready, Clock::time_point end) {
   do {
     for (int i = 0; i < 16; ++i) {
       if (ready()) return true;
@@ -36,7 +37,7 @@ bool soon(const F& ready) {
 #endif
     }
     std::this_thread::yield();
-  } while (std::chrono::steady_clock::now() < end);
+  } while (Clock::now() < end);
   return ready();
 }
 
@@ -72,7 +73,8 @@ struct Job {
   void work(int first) {
     for (int k = 0; k < participants; ++k) {
       Stretch& s = stretches[(first + k) % participants];
-      for (;;) {
+      // Looked at first: to add to what others add to takes the line away from them.
+      while (s.next.load(std::memory_order_relaxed) < s.end) {
         const int64_t i = s.next.fetch_add(1, std::memory_order_relaxed);
         if (i >= s.end) break;
         task(context, i);
@@ -86,7 +88,7 @@ struct Job {
 
   void wait() {
     const auto is_done = [this] { return done.load(std::memory_order_acquire) == tasks; };
-    if (soon(is_done)) return;
+    if (comes_true(is_done, Clock::now() + kPatience)) return;
     std::unique_lock<std::mutex> lock(mutex);
     finished.wait(lock, is_done);
   }
@@ -144,11 +146,17 @@ struct Pool {
       some.wait(lock, [this] { return !calls.empty(); });
       const Call call = calls.front();
       calls.pop_front();
-      lock.unlock();
       waiting.fetch_sub(1, std::memory_order_relaxed);
+      lock.unlock();
       call.function(call.argument);
-      soon([this] { return waiting.load(std::memory_order_acquire) > 0; });
-      lock.lock();
+      // Of several threads that see a call one gets it.
+      const auto end = Clock::now() + kPatience;
+      while (comes_true([this] { return waiting.load(std::memory_order_acquire) > 0; }, end)) {
+        lock.lock();
+        if (!calls.empty()) break;
+        lock.unlock();
+      }
+      if (!lock.owns_lock()) lock.lock();
     }
   }
 };

@@ -1,5 +1,5 @@
-// Threads that share tasks. Nobody waits for a thread that has not begun: on a busy machine the caller does all the work
-// itself. Before they sleep threads look around for a moment, giving way to whoever wants the processor.
+// Threads that share tasks. Nobody waits for a thread that has not begun: on a busy machine the caller does all the
+// work itself. Before they sleep threads look around for a moment, giving way to whoever wants the processor.
 #ifndef ANYNORM_THREADS_H
 #define ANYNORM_THREADS_H
 

@@ -8,6 +8,7 @@ import torch
 
 from ...plan import Plan
 from ..torch_memory import NAMES, as_lies, dense, like, room_for_moments, room_for_saved, small, statistic
+from ..torch_reuse import empty_like
 from . import Problem, calls, problem
 
 Array = Any
@@ -33,7 +34,7 @@ def forward(
     # the next y would lie in memory that no cache knows.
     mean, variance = room_for_moments(x, plan) if statistics else (None, None)
     saved = room_for_saved(x, plan) if gradient else None
-    y = torch.empty_like(x) if out is None else out
+    y = empty_like(x) if out is None else out
     calls.forward(
         _problem(x, scale, offset, plan, eps),
         x.data_ptr(),
@@ -56,7 +57,7 @@ def backward(
     dy = as_lies(dy, x)
     dscale = None if scale is None else torch.empty_like(scale)
     doffset = None if offset is None else torch.empty_like(offset)
-    dx = torch.empty_like(x)
+    dx = empty_like(x)
     calls.backward(
         _problem(x, scale, offset, plan, eps),
         x.data_ptr(),
@@ -93,7 +94,7 @@ def apply(
     x, scale, offset = dense(x, plan), small(scale, x, plan), small(offset, x, plan)
     mean, variance = statistic(mean, x, plan), statistic(variance, x, plan)
     saved = room_for_saved(x, plan) if gradient else None
-    y = torch.empty_like(x)
+    y = empty_like(x)
     calls.apply(
         _problem(x, scale, offset, plan, eps),
         x.data_ptr(),

@@ -100,7 +100,8 @@ def stream(script: str, backend: str, *words: str, threads: int = 1, fresh: bool
         threads: for every framework. One thread is also one core, whatever pools a framework makes.
         fresh: leave the allocator as it is. Otherwise freed memory stays with the process, as it does in a training
             loop: glibc gives large outputs back at once, and the page faults of the next one cost as much as the
-            normalization.
+            normalization. All threads share one arena for that: what other arenas have too much of they give back
+            whatever the threshold, and TensorFlow's operations run on threads of its own.
 
     Raises:
         WorkerDiedError: after the rows that came.
@@ -108,7 +109,7 @@ def stream(script: str, backend: str, *words: str, threads: int = 1, fresh: bool
     names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
     env = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", **dict.fromkeys(names, str(threads))}
     if not fresh:
-        env |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+        env |= {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
     if threads == 1:
         env["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     # The frameworks' own messages would tear a progress bar; they are shown where they explain a death.

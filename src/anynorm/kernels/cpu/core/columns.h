@@ -31,10 +31,11 @@ struct Block {
   bool ahead;  // rows are to be fetched ahead of their use
 };
 
-// The next R rows.
+// R rows a page further on, or the next R where they are longer: nearer ones would be asked for too late.
 template <int R, int Cache, class T>
 inline void fetch_next(const T* x, int64_t stride) {
-  for (int r = 0; r < R; ++r) fetch<Cache>(x + (r + R) * stride);
+  const T* const next = x + most(R * stride, 4096 / int64_t(sizeof(T)));
+  for (int r = 0; r < R; ++r) fetch<Cache>(next + r * stride);
 }
 
 // Sums over rows of shift - x and its square; the loops run along memory and keep their sums in L1.

@@ -174,18 +174,16 @@ inline void scale_elements(const T* x, T* y, int64_t n, Centre<A> centre, const 
   if (past && row_can_go_past<A>(y, n)) return scale_elements_past<A>(x, y, n, k, scale, offset);
   int64_t i = 0;
   if (offset != nullptr) {
-    const auto one = [&](int64_t at) {
-      store<A>(y + at, fma(k.h(load<A>(x + at)), load<A>(scale + at), load<A>(offset + at)));
-    };
+    const auto one = [&](int64_t at) { return fma(k.h(load<A>(x + at)), load<A>(scale + at), load<A>(offset + at)); };
     for (; i + 4 * L <= n; i += 4 * L)
-      for (int64_t j = 0; j < 4; ++j) one(i + j * L);
-    for (; i + L <= n; i += L) one(i);
+      for (int64_t j = i; j < i + 4 * L; j += 2 * L) store_two<A>(y + j, one(j), one(j + L));
+    for (; i + L <= n; i += L) store<A>(y + i, one(i));
   } else {
     // Plus 0, as everywhere else: a product alone keeps a sign of zero that the others lose.
-    const auto one = [&](int64_t at) { store<A>(y + at, fma(k.h(load<A>(x + at)), load<A>(scale + at), zero)); };
+    const auto one = [&](int64_t at) { return fma(k.h(load<A>(x + at)), load<A>(scale + at), zero); };
     for (; i + 4 * L <= n; i += 4 * L)
-      for (int64_t j = 0; j < 4; ++j) one(i + j * L);
-    for (; i + L <= n; i += L) one(i);
+      for (int64_t j = i; j < i + 4 * L; j += 2 * L) store_two<A>(y + j, one(j), one(j + L));
+    for (; i + L <= n; i += L) store<A>(y + i, one(i));
   }
   if (i < n) {
     const Vec<A> h = k.h(load_part<A>(x + i, n - i, k.mean));

@@ -118,13 +118,24 @@ struct Convert<Brain, float> {
     return Vec<float>(widened(bits) << 16);
   }
   static inline void store(Brain* p, Vec<float> v) {
-    // To nearest, ties to even. A NaN stays one: none whose lower half is full gets here, as dispatch.cpp sees to.
-    const Words bits = Words(v);
-    const Bits out = narrowed((bits + (0x7fff + (bits >> 16 & 1))) >> 16);
+    const Bits out = narrowed(rounded(v));
     memcpy(p, &out, sizeof out);
+  }
+  static inline void store_two(Brain* p, Vec<float> v, Vec<float> w) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    const __m256i halves = _mm256_packus_epi32(__m256i(rounded(v)), __m256i(rounded(w)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(halves, 0xd8));
+#else
+    store(p, v), store(p + kLanes<float>, w);
+#endif
   }
 
  private:
+  // To nearest, ties to even. A NaN stays one: none whose lower half is full gets here, as dispatch.cpp sees to.
+  static inline Words rounded(Vec<float> v) {
+    const Words bits = Words(v);
+    return (bits + (0x7fff + (bits >> 16 & 1))) >> 16;
+  }
   // Of numbers below 2^16. Compilers take several times as many instructions for a conversion of AVX2's.
 #if defined(__AVX2__) && !defined(__AVX512F__)
   static inline Words widened(Bits bits) { return Words(_mm256_cvtepu16_epi32(__m128i(bits))); }
@@ -176,6 +187,15 @@ inline Vec<A> load(const T* p) {
 template <class A, class T>
 inline void store(T* p, Vec<A> v) {
   Convert<T, A>::store(p, v);
+}
+// Two, one behind the other.
+template <class A, class T>
+inline void store_two(T* p, Vec<A> v, Vec<A> w) {
+  store<A>(p, v), store<A>(p + kLanes<A>, w);
+}
+template <>
+inline void store_two<float, Brain>(Brain* p, Vec<float> v, Vec<float> w) {
+  Convert<Brain, float>::store_two(p, v, w);
 }
 
 // --- the first n lanes ----------------------------------------------------------------------------------------------

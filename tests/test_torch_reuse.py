@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch.multiprocessing import reductions
+from torch.overrides import TorchFunctionMode
 
 import anynorm
 from anynorm.kernels import torch_reuse
@@ -137,7 +139,7 @@ def test_the_check_sees_memory_that_is_overwritten(monkeypatch: pytest.MonkeyPat
     """A mutant that takes every storage for free."""
     y = normalized(given())
     wanted = y.clone()
-    monkeypatch.setattr(torch_reuse._Kept, "references", lambda self: self.alone)
+    monkeypatch.setattr(torch_reuse._Kept, "references", lambda self: torch_reuse._ALONE)
     normalized(given(seed=1))
     assert not torch.equal(y, wanted)
 
@@ -151,6 +153,79 @@ def test_a_storage_of_another_size_is_not_used_again(nbytes: int) -> None:
     assert y.untyped_storage().nbytes() == y.nbytes
     torch.testing.assert_close(y, anynorm.normalize(given(seed=1), "n [c]", kernel="composed"))
     assert len(torch_reuse._kept) == 1
+
+
+def test_the_size_counts_beside_the_address() -> None:
+    y = normalized(given())
+    torch_reuse._kept[0].nbytes += 1
+    del y
+    x = given(seed=1)
+    normalized(x)
+    assert [one.nbytes for one in torch_reuse._kept] == [x.nbytes]
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.share_memory_, lambda y: y.untyped_storage().resize_(2**26)])
+def test_what_has_other_memory_is_let_go_at_the_next_call(change: Callable[[torch.Tensor], Any]) -> None:
+    first, y = normalized(given(ROWS + 1)), normalized(given())
+    change(y)
+    del first, y
+    normalized(given(ROWS + 1))
+    assert [one.key[0][0] for one in torch_reuse._kept] == [ROWS + 1]
+
+
+def test_an_address_that_nobody_may_ask_for() -> None:
+    y = normalized(given())
+    torch._C._set_throw_on_mutable_data_ptr(y)
+    del y
+    assert torch.isfinite(normalized(given())).all()
+
+
+class Recorded(torch.Tensor):
+    pass
+
+
+class Recording(TorchFunctionMode):
+    """Holds on to what torch makes, or makes tensors of another class of it."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.make, self.seen = make, []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = self.make(function(*args, **(kwargs or {})))
+        self.seen.append(out)
+        return out
+
+
+def test_what_a_function_mode_saw_is_not_given_out_again() -> None:
+    mode = Recording(lambda out: out.detach() if isinstance(out, torch.Tensor) else out)
+    with mode:
+        y = normalized(given())
+    mode.seen.clear()
+    wanted = y.clone()
+    others = [normalized(given(seed=seed)) for seed in (1, 2, 3)]
+    torch.testing.assert_close(y, wanted, rtol=0, atol=0)
+    del others
+
+
+def test_the_tensors_of_a_function_mode_stay_within_it() -> None:
+    with Recording(lambda out: out.as_subclass(Recorded) if type(out) is torch.Tensor else out):
+        normalized(given())
+    assert type(normalized(given())) is torch.Tensor
+
+
+def test_a_tensor_that_somebody_saw_while_it_was_made_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Watched(torch_reuse._Kept):
+        def __init__(self, tensor: torch.Tensor, key: tuple[Any, ...]) -> None:
+            super().__init__(tensor, key)
+            seen.append(tensor.detach())
+
+    monkeypatch.setattr(torch_reuse, "_Kept", Watched)
+    normalized(given())
+    assert seen
+    assert not torch_reuse._kept
 
 
 def test_little_is_kept() -> None:
@@ -195,28 +270,37 @@ def test_a_result_is_an_ordinary_tensor() -> None:
 
 
 def test_without_the_count_nothing_is_reused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_reuse, "_count", None)
+    monkeypatch.setattr(torch_reuse, "_ALONE", None)
     normalized(given())
     assert not torch_reuse._kept
 
 
-def test_threads_get_memory_of_their_own() -> None:
-    wrong = []
+def test_threads_get_memory_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the interpreter turns to another one between the count and the new reference."""
+    normalized(given())
+    references = torch_reuse._Kept.references
+
+    def slowly(self: Any) -> tuple[int, int]:
+        found = references(self)
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(torch_reuse._Kept, "references", slowly)
+    together, results = threading.Barrier(4), []
 
     def work(seed: int) -> None:
         x = given(seed=seed)
-        wanted = normalized(x).clone()
-        for _ in range(100):
-            y = normalized(x)
-            if not torch.equal(y, wanted):
-                wrong.append(seed)
+        together.wait()
+        results.append((x, normalized(x)))
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert len({y.data_ptr() for _, y in results}) == 4
+    for x, y in results:
+        torch.testing.assert_close(y, anynorm.normalize(x, "n [c]", kernel="composed"))
 
 
 def test_nobody_waits_for_the_lock() -> None:

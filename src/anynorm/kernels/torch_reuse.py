@@ -3,6 +3,7 @@
 An allocator places each large result anew, where the caches know nothing of it, and often where the system has to make
 the pages first: that can take longer than the kernel. A few results are kept here instead and given out again. Whoever
 holds a result, a view or a NumPy array of it, or its storage, has a reference to the storage, and torch counts those.
+So a storage may outlive its last holder, and a later result may have the same one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from sys import getrefcount
 from typing import Any
 
 import torch
+from torch._C import _len_torch_function_stack
 
 Array = Any
 
@@ -27,12 +29,11 @@ _lock = threading.Lock()
 
 
 class _Kept:
-    """A tensor, what it is like, and its storage as it was made, when nobody else held it."""
+    """A tensor, what it is like, and its storage as it was made."""
 
     def __init__(self, tensor: Array, key: tuple[Any, ...]) -> None:
         self.tensor, self.key, self.storage = tensor, key, tensor.untyped_storage()
         self.address, self.nbytes = self.storage.data_ptr(), self.storage.nbytes()
-        self.alone = self.references()
 
     def references(self) -> tuple[int, int]:
         """References within torch, and those to the one object that Python has for the storage."""
@@ -40,9 +41,14 @@ class _Kept:
 
     def is_whole(self) -> bool:
         """Whether it has the memory it was made with: resized, or shared with other processes, it has other memory."""
-        return bool(self.storage.data_ptr() == self.address and self.storage.nbytes() == self.nbytes)
+        try:
+            return bool(self.storage.data_ptr() == self.address and self.storage.nbytes() == self.nbytes)
+        except RuntimeError:  # torch can make an address one that nobody may ask for
+            return False
 
 
+# What there is where nobody else holds a storage.
+_ALONE = None if _count is None else _Kept(torch.empty(1, device="cpu"), ()).references()
 _kept: list[_Kept] = []
 
 
@@ -58,26 +64,38 @@ def empty_like(x: Array) -> Array:
     >>> empty_like(x).data_ptr() == address
     True
     """
-    # A child process may inherit the lock as another thread of its parent held it: nobody waits for it.
-    if _count is None or not SMALLEST <= x.nbytes <= LARGEST or not _lock.acquire(blocking=False):
+    # What a function mode makes of a tensor is for its own calls. A child process may inherit the lock as another
+    # thread of its parent held it: nobody waits for it.
+    if (
+        not SMALLEST <= x.nbytes <= LARGEST
+        or _ALONE is None
+        or _len_torch_function_stack()
+        or not _lock.acquire(blocking=False)
+    ):
         return torch.empty_like(x)
     try:
         # A tensor made in inference mode is no good outside of it.
         key = x.shape, x.stride(), x.dtype, torch.is_inference_mode_enabled()
+        found, lost = None, False
         for one in _kept:
-            if one.key == key and one.references() == one.alone and one.is_whole():
-                break
-        else:
-            one = _Kept(torch.empty_like(x), key)
-            _keep(one)
+            if not one.is_whole():
+                lost = True
+            elif found is None and one.key == key and one.references() == _ALONE:
+                found = one
+        if lost:
+            _kept[:] = [one for one in _kept if one.is_whole()]
         # Another tensor over the same memory: what users do to it, and its versions, are its own.
-        return one.tensor.data
+        return (found or _keep(torch.empty_like(x), key)).tensor.data
     finally:
         _lock.release()
 
 
-def _keep(one: _Kept) -> None:
-    """Keeps one more, and lets the oldest go where there are too many."""
-    _kept[:] = [*(other for other in _kept if other.is_whole()), one][-_MOST:]
-    while sum(other.nbytes for other in _kept) > 2 * LARGEST:
-        del _kept[0]
+def _keep(tensor: Array, key: tuple[Any, ...]) -> _Kept:
+    """Keeps a tensor that is nobody else's, and lets the oldest go where there are too many."""
+    one = _Kept(tensor, key)
+    del tensor
+    if one.references() == _ALONE:
+        _kept[:] = [*_kept, one][-_MOST:]
+        while sum(other.nbytes for other in _kept) > 2 * LARGEST:
+            del _kept[0]
+    return one

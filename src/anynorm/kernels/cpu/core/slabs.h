@@ -161,13 +161,15 @@ struct Slabs {
 
   // The unit's statistics from its columns' quick moments, put where the caller wants them and into `out`.
   int settle(int64_t unit, const double* mean, const double* m2, Statistic* out) const {
-    const int64_t many = groups(unit), columns = n(unit);
+    const int64_t many = groups(unit), columns = n(unit), at = place(unit).group + first_group(unit);
+    // Each column is a group, as in instance normalization: its moments are the group's.
+    const bool are_groups = g.columns.rank == 1 && g.columns.group[0] == 1 && repeat == 1;
+    if (are_groups && settle_at_once<T>(call, at, many, mean, m2, out)) return 0;
     Buffer<Moments> quick(2 * many);
     if (quick.failed()) return ANYNORM_NO_MEMORY;
     to_groups(unit, mean, m2, quick.data);
     double done = 0;  // the factor for which careful moments are at hand
     int failure = 0;
-    const int64_t at = place(unit).group + first_group(unit);
     for (int64_t k = 0; k < many; ++k) {
       const Finished f = settled<T>(call, quick[k], [&](double factor) {
         if (factor != done) {

@@ -57,14 +57,22 @@ def cores() -> int:
 def _cache() -> int:
     """Bytes that this process finds in the caches: the largest pair of arrays that is copied at half the best rate.
 
-    Measured, since what the system calls the last cache may be cut into parts, or be others' too.
+    Measured, since what the system calls the last cache may be cut into parts, or be others' too; it is no larger.
     """
     rates = {}
     for size in (2**n * step for n in range(19, 25) for step in (4, 6)):
         pair = np.ones((2, size // 16))
         took = min(_seconds(lambda pair=pair: np.copyto(pair[1], pair[0])) for _ in range(12))
         rates[size] = size / took
-    return max(size for size, rate in rates.items() if rate >= max(rates.values()) / 2)
+    found = max(size for size, rate in rates.items() if rate >= max(rates.values()) / 2)
+    return min([found, *_caches()[-1:]])
+
+
+def _caches() -> list[int]:
+    """Bytes of each of the first core's caches, the least first; nothing where the system does not tell."""
+    units = {"K": 2**10, "M": 2**20}
+    told = (file.read_text().strip() for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
+    return sorted(int(size[:-1]) * units[size[-1]] for size in told if size[-1:] in units)
 
 
 def _seconds(function: Callable[[], object]) -> float:

@@ -9,6 +9,7 @@ So a storage may outlive its last holder, and a later result may have the same o
 from __future__ import annotations
 
 import threading
+from functools import lru_cache
 from sys import getrefcount
 from typing import Any
 
@@ -47,9 +48,16 @@ class _Kept:
             return False
 
 
-# What there is where nobody else holds a storage.
-_ALONE = None if _count is None else _Kept(torch.empty(1, device="cpu"), ()).references()
 _kept: list[_Kept] = []
+
+
+@lru_cache(maxsize=1)
+def _alone() -> tuple[int, int]:
+    """The references to a storage that nobody else holds.
+
+    Asked when the first result is made, and not at import, which may be under a mode whose tensors have no memory.
+    """
+    return _Kept(torch.empty(1, device="cpu"), ()).references()
 
 
 def empty_like(x: Array) -> Array:
@@ -68,7 +76,7 @@ def empty_like(x: Array) -> Array:
     # thread of its parent held it: nobody waits for it.
     if (
         not SMALLEST <= x.nbytes <= LARGEST
-        or _ALONE is None
+        or _count is None
         or _len_torch_function_stack()
         or not _lock.acquire(blocking=False)
     ):
@@ -80,7 +88,7 @@ def empty_like(x: Array) -> Array:
         for one in _kept:
             if not one.is_whole():
                 lost = True
-            elif found is None and one.key == key and one.references() == _ALONE:
+            elif found is None and one.key == key and one.references() == _alone():
                 found = one
         if lost:
             _kept[:] = [one for one in _kept if one.is_whole()]
@@ -93,8 +101,7 @@ def empty_like(x: Array) -> Array:
 def _keep(tensor: Array, key: tuple[Any, ...]) -> _Kept:
     """Keeps a tensor that is nobody else's, and lets the oldest go where there are too many."""
     one = _Kept(tensor, key)
-    del tensor
-    if one.references() == _ALONE:
+    if one.references() == _alone():
         _kept[:] = [*_kept, one][-_MOST:]
         while sum(other.nbytes for other in _kept) > 2 * LARGEST:
             del _kept[0]

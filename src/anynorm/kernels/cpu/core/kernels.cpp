@@ -20,6 +20,7 @@ namespace {
 // In this order: each builds on those before it.
 #include "numbers.h"
 #include "simd.h"
+#include "over.h"
 #include "common.h"
 #include "rows.h"
 #include "rows_short.h"

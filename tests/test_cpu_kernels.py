@@ -29,7 +29,7 @@ LARGE = {
     "layer, channels first": ((2, 67, 31, 37), {}),
     "layer, a whole sample": ((2, 101, 97), {}),
     "batch, channels last": ((3, 23, 29, 37), {}),
-    "batch, channels first": ((7, 5, 23, 29), {}),
+    "batch, channels first": ((7, 37, 9, 13), {}),
     "RMS, last axis": ((131, 517), {}),
     "RMS, first axis": ((131, 31, 7), {}),
     "filter response": ((2, 41, 43, 5), {}),
@@ -226,6 +226,29 @@ def test_columns_do_not_see_their_neighbours(name: str, isa: str) -> None:
     keep = np.ones(other.shape, bool)
     keep[column] = False
     np.testing.assert_array_equal(run.y.reshape(other.shape)[keep], good.y.reshape(other.shape)[keep])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", [(7, 37, 9, 13), (3, 21, 23, 29), (40, 150, 7, 7)])
+def test_channels_taken_together_have_the_bits_that_they_have_alone(
+    shape: tuple[int, ...], dtype: str, isa: str
+) -> None:
+    """Also beside one that needs doubles, one whose first piece lies far from the rest, and one that is lost."""
+    case = replace(BY_NAME["batch, channels first"], shape=shape)
+    x, dy, scale, offset = arrays(case, dtype, mean=3.0)
+    x[:, 5] *= np.array({"float64": 1e200, "float16": 1e3}.get(dtype, 1e30)).astype(x.dtype)
+    x[shape[0] // 2, 9] += np.array(100).astype(x.dtype)
+    x[0, 14, 0, 0] = np.nan
+    whole = Run(case, x, dy, scale, offset)
+    for c in range(shape[1]):
+        two = [c, c]  # of fewer channels than eight each is taken by itself
+        alone = Run(
+            replace(case, shape=(shape[0], 2, *shape[2:])), x.take(two, 1), dy.take(two, 1), scale[two], offset[two]
+        )
+        for name in ("y", "dx"):
+            assert same_bits(getattr(alone, name)[:, :1], getattr(whole, name)[:, c : c + 1]), (name, c)
+        for name in ("mean", "variance", "dscale", "doffset"):
+            np.testing.assert_array_equal(getattr(alone, name).reshape(2)[0], getattr(whole, name).reshape(-1)[c], name)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

@@ -24,6 +24,7 @@ std::vector<Case> large_cases() {
   add("kRr", {2, 7, 9001}, ANYNORM_FLOAT32);       // long rows of few samples
   add("kRr", {2, 2003, 49}, ANYNORM_FLOAT32);      // short strips, four of them at once
   add("rKr", {41, 3, 1031}, ANYNORM_FLOAT32);      // rows in pieces
+  add("rKr", {37, 41, 117}, ANYNORM_FLOAT32);      // rows in short pieces, several at once
   add("rK", {4003, 37}, ANYNORM_FLOAT32);          // one narrow slab
   add("rK", {33, 4711}, ANYNORM_FLOAT64);          // one wide slab
   add("krKR", {2, 1999, 9, 5}, ANYNORM_FLOAT16);   // few slabs, groups of columns

@@ -181,14 +181,15 @@ inline void sum_some_rows(const T* x, const T* dy, int64_t n, int64_t stride, Co
 // Sums over the rows of dy and dy * h, this h unscaled, added to `plain` and `with_h`.
 template <class A, class T>
 ANYNORM_FLAT void sum_columns(const Block<T>& b, const T* dy, ColumnCentre<A> c, A* plain, A* with_h) {
-  const auto sum = [&](auto ahead) {
-    in_turn(b.rows, [&](int64_t row, auto many) {
-      constexpr bool kAhead = decltype(ahead)::value;
-      const int64_t at = row * b.stride;
-      sum_some_rows<A, decltype(many)::value, kAhead>(b.x + at, dy + at, b.n, b.stride, c, plain, with_h);
-    });
+  const auto sum = [&](int64_t row, auto many, auto ahead) {
+    const int64_t at = row * b.stride;
+    sum_some_rows<A, decltype(many)::value, decltype(ahead)::value>(b.x + at, dy + at, b.n, b.stride, c, plain, with_h);
   };
-  b.ahead ? sum(Given<true>()) : sum(Given<false>());
+  // Then one by one, as memory lies: four rows of two arrays are more places than a processor follows.
+  if (b.ahead)
+    for (int64_t row = 0; row < b.rows; ++row) sum(row, AtOnce<1>(), Given<true>());
+  else
+    in_turn(b.rows, [&](int64_t row, auto many) { sum(row, many, Given<false>()); });
 }
 
 // dx as `dx_of` says.

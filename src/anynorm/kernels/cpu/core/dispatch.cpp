@@ -65,8 +65,8 @@ void put(const Sums* sums, double Sums::*which, int dtype, int64_t n, void* to) 
   narrow_all<Brain>(sums, which, n, to);
 }
 
-// Bytes of an array from which on it pays to fetch it ahead; what the last cache holds loses by it.
-constexpr int64_t kFar = int64_t(6) << 20;
+// Bytes of an array from which on it pays to fetch it ahead: no second-level cache holds it beside its gradient.
+constexpr int64_t kFar = int64_t(1) << 20;
 
 // One call, made ready: the geometry, and scale and offset in the work type.
 struct Prepared {

@@ -18,10 +18,10 @@ void add(Walk* walk, const Run& run) {
 }
 
 // Contiguous elements below which a stretch of rows is not worth its overhead where columns would serve as well: with
-// one scale for all of them, where a group has many such pieces far from each other, and with a scale each, which columns
-// keep in place from row to row.
+// one scale for all of them, where a group has so many such pieces that the cache holds few groups at a time, and with a
+// scale each, which columns keep in place from row to row.
 constexpr int64_t kShort = 32, kShortPiece = 64, kShortAffine = 512;
-constexpr int64_t kManyPieces = 16;
+constexpr int64_t kManyPieces = 128;
 
 }  // namespace
 

@@ -25,6 +25,7 @@ namespace {
 #include "rows.h"
 #include "rows_short.h"
 #include "rows_forward.h"
+#include "rows_strips.h"
 #include "rows_backward.h"
 #include "rows_elements.h"
 #include "columns.h"

@@ -27,7 +27,7 @@ inline A amid(const T* x, int64_t n, A factor) {
 // Of shift - x, since a subtraction may take its second operand from memory.
 template <class A>
 struct BlockSums {
-  Vec<A> sum[4] = {}, square[4] = {};
+  Vec<A> sum[4], square[4];
 
   // Ahead: what lies at `next` is fetched, as far as four vectors are taken at once.
   template <bool Centred, bool Scaled, bool Ahead, class T>
@@ -82,12 +82,39 @@ struct Blocks {
   }
 };
 
+// Groups that are taken together at most.
+constexpr int64_t kTogether = 32;
+
+// Neighbouring groups that are taken together: where their pieces are short and far apart, piece by piece, so that memory
+// is read as it lies, and so many that a second-level cache holds them, but a page of each piece at least. What is
+// computed is the same for any number.
+struct Neighbours {
+  int64_t most_of = 1, run = 1;
+
+  template <class T>
+  static Neighbours of(const Call& call) {
+    constexpr int64_t kCache = 256 * 1024;
+    const Geometry& g = call.geometry;
+    const int last = g.outer.rank - 1;
+    const bool apart = g.c == 1 && g.pieces.size > 1 && !g.pieces_affine && g.s < kBlock / 4;
+    if (!apart || last < 0 || g.outer.x[last] != g.s) return {};
+    const int64_t run = g.outer.extent[last], fit = kCache / (g.count * int64_t(sizeof(T)));
+    const int64_t page = 4096 / (g.s * int64_t(sizeof(T)));
+    return {most(1, least(least(most(fit, page), kTogether), run / (4 * call.threads))), run};
+  }
+  // Tasks of at least so many groups end where what is taken together does.
+  int64_t whole(int64_t groups) const { return (groups + most_of - 1) / most_of * most_of; }
+  int64_t from(int64_t group, int64_t end) const { return least(least(most_of, end - group), run - group % run); }
+};
+
+// Block i of `many` neighbouring groups, the first of which is `group`: more than one only where pieces are short.
 template <class A, bool Centred, bool Scaled, class T>
-inline void block_moments(const Call& call, const Blocks& b, const T* group, int64_t i, double factor, Moments* m) {
+inline void block_moments(const Call& call, const Blocks& b, const T* group, int64_t many, int64_t i, double factor,
+                          Moments* m) {
   const A by = A(factor);
-  BlockSums<A> sums;
   if (b.per_piece > 0) {
     const int64_t begin = i % b.per_piece * kBlock, n = least(kBlock, b.length - begin);
+    BlockSums<A> sums = {};
     const T* x = group + offset(call.geometry.pieces, i / b.per_piece) + begin;
     const A shift = Centred ? amid<A, Scaled>(x, n, by) : A(0);
     sums.template add<Centred, Scaled, false>(x, n, broadcast(shift), by, x);
@@ -95,30 +122,36 @@ inline void block_moments(const Call& call, const Blocks& b, const T* group, int
     return;
   }
   const int64_t from = i * b.pieces_each, to = least(b.pieces, from + b.pieces_each);
-  A shift = 0;
-  if (Centred) {
-    const T* middle = group + offset(call.geometry.pieces, (from + to) / 2);
-    shift = amid<A, Scaled>(middle, b.length, by);
+  BlockSums<A> sums[kTogether];
+  A shift[kTogether];
+  const T* const middle = group + offset(call.geometry.pieces, (from + to) / 2);
+  for (int64_t k = 0; k < many; ++k) {
+    sums[k] = {};
+    shift[k] = Centred ? amid<A, Scaled>(middle + k * b.length, b.length, by) : A(0);
   }
-  const Vec<A> about = broadcast(shift);
   const auto add = [&](auto ahead) {
     const T* x = group + offset(call.geometry.pieces, from);
     for (int64_t p = from; p < to; ++p) {
       const T* const next = group + offset(call.geometry.pieces, p + 1);
-      sums.template add<Centred, Scaled, decltype(ahead)::value>(x, b.length, about, by, next);
+      for (int64_t k = 0, at = 0; k < many; ++k, at += b.length) {
+        BlockSums<A> own = sums[k];  // in registers
+        own.template add<Centred, Scaled, decltype(ahead)::value>(x + at, b.length, broadcast(shift[k]), by, next + at);
+        sums[k] = own;
+      }
       x = next;
     }
   };
   call.far ? add(Given<true>()) : add(Given<false>());
-  merge_block<Centred>(m, sums, shift, (to - from) * b.length);
+  for (int64_t k = 0; k < many; ++k) merge_block<Centred>(m + k, sums[k], shift[k], (to - from) * b.length);
 }
 
 template <class A, bool Scaled, class T>
-inline void block_moments(const Call& call, const Blocks& b, const T* group, int64_t i, double factor, Moments* m) {
+inline void block_moments(const Call& call, const Blocks& b, const T* group, int64_t many, int64_t i, double factor,
+                          Moments* m) {
   if (call.removes_mean)
-    block_moments<A, true, Scaled>(call, b, group, i, factor, m);
+    block_moments<A, true, Scaled>(call, b, group, many, i, factor, m);
   else
-    block_moments<A, false, Scaled>(call, b, group, i, factor, m);
+    block_moments<A, false, Scaled>(call, b, group, many, i, factor, m);
 }
 
 // From quick moments to the group's statistic.
@@ -126,7 +159,7 @@ template <class T>
 Finished row_statistic(const Call& call, const Blocks& b, const T* group, const Moments& quick) {
   return settled<T>(call, quick, [&](double factor) {
     Moments m = {};
-    for (int64_t i = 0; i < b.number; ++i) block_moments<double, true>(call, b, group, i, factor, &m);
+    for (int64_t i = 0; i < b.number; ++i) block_moments<double, true>(call, b, group, 1, i, factor, &m);
     return m;
   });
 }
@@ -226,4 +259,31 @@ void apply_group(const Call& call, const Walk::Place& at, const Statistic& stati
     apply_pieces<double, T>(call, at, Centre<double>(statistic), from, to, begin, end);
   else
     apply_pieces<Work<T>, T>(call, at, Centre<Work<T>>(statistic), from, to, begin, end);
+}
+
+// y of `many` neighbouring groups from `group` on.
+template <class T>
+void apply_neighbours(const Call& call, int64_t group, int64_t many, const Statistic* statistics) {
+  typedef Work<T> W;
+  const Geometry& g = call.geometry;
+  if (many == 1 || any_wide<T>(statistics, many)) {
+    for (int64_t k = 0; k < many; ++k)
+      apply_group<T>(call, g.outer.at(group + k), statistics[k], 0, g.pieces.size, 0, g.c * g.s);
+    return;
+  }
+  const Walk::Place at = g.outer.at(group);
+  const int64_t n = g.s, step = g.outer.affine[g.outer.rank - 1];
+  const W *scale = static_cast<const W*>(call.scale), *offset = static_cast<const W*>(call.offset);
+  Centre<W> centre[kTogether];
+  W by[kTogether], more[kTogether];
+  for (int64_t k = 0, place = at.affine; k < many; ++k, place += step) {
+    centre[k] = Centre<W>(statistics[k]);
+    by[k] = scale == nullptr ? W(1) : scale[place], more[k] = offset == nullptr ? W(0) : offset[place];
+  }
+  for (int64_t p = 0; p < g.pieces.size; ++p) {
+    const int64_t first = at.x + place_at(g.pieces, p).x;
+    const T* const x = static_cast<const T*>(call.x) + first;
+    T* const y = static_cast<T*>(call.y) + first;
+    for (int64_t k = 0; k < many; ++k) scale_stretch<W>(x + k * n, y + k * n, n, centre[k], by[k], more[k], call.past);
+  }
 }

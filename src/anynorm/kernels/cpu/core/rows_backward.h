@@ -1,141 +1,5 @@
 // Rows, backward: first the sums of each group, which are also those of scale and offset, then dx.
 
-// Elements of a strip, the unit in which sums over one channel's elements are taken.
-constexpr int64_t kStrip = 8192;
-
-// Four accumulators of dy and of dy * h. Ahead: what lies `next` elements further on is fetched.
-template <class A, bool Ahead, class T>
-inline Sums strip_sums(const T* x, const T* dy, int64_t n, int64_t next, Centre<A> centre) {
-  constexpr int64_t L = kLanes<A>;
-  const Centred<A> k(centre);
-  Vec<A> plain[4] = {}, with_h[4] = {};
-  const auto add = [&](int64_t j, Vec<A> v, Vec<A> g) {
-    plain[j] += g;
-    with_h[j] = fma(g, k.unscaled_h(v), with_h[j]);
-  };
-  int64_t i = 0;
-  for (; i + 4 * L <= n; i += 4 * L)
-    for (int64_t j = 0; j < 4; ++j) {
-      if (Ahead) fetch(x + next + i + j * L), fetch(dy + next + i + j * L);
-      add(j, load<A>(x + i + j * L), load<A>(dy + i + j * L));
-    }
-  for (; i + L <= n; i += L) add(0, load<A>(x + i), load<A>(dy + i));
-  if (i < n) add(1, load_part<A>(x + i, n - i, k.mean), load_part<A>(dy + i, n - i, Vec<A>{}));
-  const double all = sum_lanes(Vec<A>((plain[0] + plain[1]) + (plain[2] + plain[3])));
-  const double all_with_h = sum_lanes(Vec<A>((with_h[0] + with_h[1]) + (with_h[2] + with_h[3])));
-  return {all, scaled_sum(all, all_with_h, centre.minus, centre.rest)};
-}
-
-// As above for R short strips, one behind the other: one accumulator each, since the strips take turns. A strip's own
-// arithmetic is the same for every R.
-template <class A, int R, class T>
-inline void short_strip_sums(const T* x, const T* dy, int64_t n, const Centre<A>& centre, Sums* out) {
-  const Centred<A> k(centre);
-  Vec<A> plain[R] = {}, with_h[R] = {};
-  over_pairs<A>(n, [&](int64_t i, auto lanes) {
-    for (int r = 0; r < R; ++r) {
-      const Vec<A> g = lanes.load(dy + r * n + i);
-      plain[r] += g;
-      with_h[r] = fma(g, k.unscaled_h(lanes.load(x + r * n + i, k.mean)), with_h[r]);
-    }
-  });
-  double all[R], all_with_h[R];
-  sums_of_lanes<A, R>(plain, all), sums_of_lanes<A, R>(with_h, all_with_h);
-  for (int r = 0; r < R; ++r) out[r] = {all[r], scaled_sum(all[r], all_with_h[r], centre.minus, centre.rest)};
-}
-
-// What dx needs besides x and dy and the factor of dy.
-template <class A>
-struct Projected {
-  Centred<A> k;
-  Vec<A> slope, level;
-  Projected(const Statistic& s, const Projection<A>& p)
-      : k(Centre<A>(s)), slope(broadcast(p.slope)), level(broadcast(p.level)) {}
-};
-
-template <class A, class T>
-ANYNORM_APART void project_stretch_past(const T* x, const T* dy, T* dx, int64_t n, A factor, Projected<A> p) {
-  const Vec<A> by = broadcast(factor);
-  over_vectors_past<A>(n, [&](int64_t at, auto lanes) {
-    lanes.store(dx + at, dx_of(p.k, lanes.load(x + at, p.k.mean), lanes.load(dy + at), by, p.slope, p.level));
-  });
-}
-
-template <class A, class T>
-inline void project_stretch(const T* x, const T* dy, T* dx, int64_t n, A factor, const Projected<A>& p, bool past) {
-  constexpr int64_t L = kLanes<A>;
-  // One by one: a whole structure is copied through memory, in halves for which the processor has to wait.
-  const Centred<A> k(p.k.mean, p.k.minus, p.k.rest);
-  const Vec<A> by = broadcast(factor), slope = p.slope, level = p.level;
-  if (past && row_can_go_past<A>(dx, n)) return project_stretch_past<A>(x, dy, dx, n, factor, p);
-  const auto one = [&](int64_t at) {
-    store<A>(dx + at, dx_of(k, load<A>(x + at), load<A>(dy + at), by, slope, level));
-  };
-  int64_t i = 0;
-  for (; i + 4 * L <= n; i += 4 * L)
-    for (int64_t j = 0; j < 4; ++j) one(i + j * L);
-  for (; i + L <= n; i += L) one(i);
-  if (i == n) return;
-  if (n >= L && dx != x && dx != dy) return one(n - L);
-  const Part<A> rest = {n - i};
-  rest.store(dx + i, dx_of(k, rest.load(x + i, k.mean), rest.load(dy + i), by, slope, level));
-}
-
-// The strips of a group: its pieces, their channels, and these cut where they are long. Where one lies within the group,
-// in the array, in scale and among the group's `places` of scale.
-struct Strip {
-  int64_t x, affine, place, length;
-};
-
-struct Strips {
-  const Geometry& g;
-  const int64_t cuts, number, places;
-  explicit Strips(const Geometry& g)
-      : g(g),
-        cuts((g.s + kStrip - 1) / kStrip),
-        number(g.pieces.size * g.c * cuts),
-        places((g.pieces_affine ? g.pieces.size : 1) * g.c) {}
-
-  // From one strip to that which is read behind it, mostly: it is for what may be fetched in vain.
-  int64_t next(const Strip& strip) const {
-    return g.c == 1 && cuts == 1 && g.pieces.rank == 1 ? g.pieces.x[0] : strip.length;
-  }
-
-  // Whether strips are so short that to find them costs as much as their arithmetic.
-  template <class T>
-  bool are_short() const {
-    return g.s * int64_t(sizeof(T)) < kNarrowRow;
-  }
-  // work(i, strip, many) for the strips [from, to), which nothing cuts: each and those of one piece that follow it.
-  template <class F>
-  void over_neighbours(int64_t from, int64_t to, const F& work) const {
-    // Most begin at the first, and a division costs as much as a strip.
-    int64_t piece = from == 0 ? 0 : from / g.c, channel = from - piece * g.c;
-    for (int64_t i = from; i < to; channel = 0, ++piece) {
-      const Walk::Place in = place_at(g.pieces, piece);
-      const int64_t before = g.pieces_affine ? piece * g.c : 0, many = least(g.c - channel, to - i);
-      work(i, Strip{in.x + channel * g.s, in.affine + channel, before + channel, g.s}, many);
-      i += many;
-    }
-  }
-
-  // work(i, strip) for the strips [from, to); counted on, since a division costs as much as a short strip.
-  template <class F>
-  void over(int64_t from, int64_t to, const F& work) const {
-    int64_t cut = from % cuts, channel = from / cuts % g.c, piece = from / cuts / g.c;
-    Walk::Place in = place_at(g.pieces, piece);
-    for (int64_t i = from; i < to; ++i) {
-      const int64_t begin = cut * kStrip, before = g.pieces_affine ? piece * g.c : 0;
-      work(i, Strip{in.x + channel * g.s + begin, in.affine + channel, before + channel, least(kStrip, g.s - begin)});
-      if (++cut < cuts) continue;
-      cut = 0;
-      if (++channel < g.c) continue;
-      channel = 0;
-      in = place_at(g.pieces, ++piece);
-    }
-  }
-};
-
 // One group: its statistic, and where its elements and its scales begin.
 template <class T>
 struct Stretches {
@@ -154,13 +18,14 @@ struct Stretches {
   void sum_in(int64_t from, int64_t to, const F& into) const {
     const T *x = static_cast<const T*>(call.x) + at.x, *dy = static_cast<const T*>(call.dy) + at.x;
     const Centre<A> centre(statistic);
-    if (strips.template are_short<T>() && strips.g.c >= 4) {
+    if (strips.template are_short<T>()) {
       return strips.over_neighbours(from, to, [&](int64_t i, const Strip& first, int64_t many) {
         const int64_t n = first.length;
         const auto some = [&](int64_t j, auto at_once) {
           constexpr int R = decltype(at_once)::value;
           Sums sums[R];
-          short_strip_sums<A, R>(x + first.x + j * n, dy + first.x + j * n, n, centre, sums);
+          short_strip_sums<A, R, false>(x + first.x + j * n, dy + first.x + j * n, n, 0,
+                                 [&](int) -> const Centre<A>& { return centre; }, sums);
           for (int64_t r = 0; r < R; ++r)
             into(i + j + r, Strip{first.x + (j + r) * n, first.affine + j + r, first.place + j + r, n}, sums[r]);
         };
@@ -216,6 +81,81 @@ struct Stretches {
   }
 };
 
+// The sums of one strip, whose scale is `by`, to those of its group and, unless that is NULL, to those of its scale.
+inline void collect(const Sums& sums, double by, Sums* group, Sums* scale) {
+  group->plain += by * sums.plain;
+  group->with_h += by * sums.with_h;
+  if (scale == nullptr) return;
+  scale->plain += sums.plain;
+  scale->with_h += sums.with_h;
+}
+
+// `many` neighbouring groups, none of them wide, from `group` on: their sums and dx, as of `Stretches` one by one.
+template <class T>
+void backward_neighbours(const Call& call, const Strips& strips, int64_t group, int64_t many, Sums* totals, Sums* affine) {
+  typedef Work<T> W;
+  const Geometry& g = call.geometry;
+  const Walk::Place at = g.outer.at(group);
+  const int64_t n = g.s, step = g.outer.affine[g.outer.rank - 1];
+  const Statistic* const statistics = call.statistics + group;
+  Centre<W> centre[kTogether];
+  double scale[kTogether];
+  for (int64_t k = 0; k < many; ++k) {
+    centre[k] = Centre<W>(statistics[k]);
+    scale[k] = call.scale == nullptr ? 1.0 : double(static_cast<const W*>(call.scale)[at.affine + k * step]);
+  }
+  const auto over_pieces = [&](const auto& work) {
+    for (int64_t p = 0; p < g.pieces.size; ++p) {
+      const int64_t first = at.x + place_at(g.pieces, p).x;
+      work(static_cast<const T*>(call.x) + first, static_cast<const T*>(call.dy) + first, first);
+    }
+  };
+  if (!call.sums_given) {
+    const auto take = [&](int64_t k, const Sums& sums) {
+      collect(sums, scale[k], totals + k, affine == nullptr ? nullptr : affine + k);
+    };
+    const bool are_short = strips.template are_short<T>();
+    const int64_t next = strips.next(Strip{0, 0, 0, n});
+    const auto sum = [&](const T* x, const T* dy, int64_t k, auto at_once) {
+      constexpr int R = decltype(at_once)::value;
+      Sums sums[R];
+      const auto own = [&](int r) -> const Centre<W>& { return centre[k + r]; };
+      if (call.far)
+        short_strip_sums<W, R, true>(x + k * n, dy + k * n, n, next, own, sums);
+      else
+        short_strip_sums<W, R, false>(x + k * n, dy + k * n, n, next, own, sums);
+      for (int r = 0; r < R; ++r) take(k + r, sums[r]);
+    };
+    over_pieces([&](const T* x, const T* dy, int64_t) {
+      int64_t k = 0;
+      for (; are_short && k + 4 <= many; k += 4) sum(x, dy, k, AtOnce<4>());
+      for (; are_short && k < many; ++k) sum(x, dy, k, AtOnce<1>());
+      for (; k < many; ++k)
+        take(k, call.far ? strip_sums<W, true>(x + k * n, dy + k * n, n, next, centre[k])
+                         : strip_sums<W, false>(x + k * n, dy + k * n, n, next, centre[k]));
+    });
+  }
+  if (call.dx == nullptr) return;
+  bool fit = true;
+  Projected<W> projected[kTogether];
+  for (int64_t k = 0; k < many; ++k) {
+    const Projection<W> p(call, statistics[k], totals[k]);
+    projected[k] = Projected<W>(statistics[k], p), fit &= p.fits;
+  }
+  if (!fit) {
+    for (int64_t k = 0; k < many; ++k) Stretches<T>(call, strips, group + k).project(0, strips.number, totals[k]);
+    return;
+  }
+  W by[kTogether];
+  for (int64_t k = 0; k < many; ++k) by[k] = W(statistics[k].rstd * scale[k]);
+  const bool past = call.past && !strips.template are_short<T>();
+  over_pieces([&](const T* x, const T* dy, int64_t first) {
+    T* const dx = static_cast<T*>(call.dx) + first;
+    for (int64_t k = 0; k < many; ++k)
+      project_stretch<W>(x + k * n, dy + k * n, dx + k * n, n, by[k], projected[k], past);
+  });
+}
+
 // One scale for many contiguous elements.
 template <class T>
 int backward_stretches(const Call& call) {
@@ -237,19 +177,22 @@ int backward_stretches(const Call& call) {
   const auto collector = [&](int64_t group, const Stretches<T>& s, Sums* total) {
     Sums* const own = wants_affine ? affine.data + group * places : nullptr;
     return [=, &s](int64_t, const Strip& strip, const Sums& sums) {
-      const double by = s.scale(strip);
-      total->plain += by * sums.plain;
-      total->with_h += by * sums.with_h;
-      if (own == nullptr) return;
-      own[strip.place].plain += sums.plain;
-      own[strip.place].with_h += sums.with_h;
+      collect(sums, s.scale(strip), total, own == nullptr ? nullptr : own + strip.place);
     };
   };
 
   if (!split) {
-    const int64_t each_task = grain(bytes);
+    const Neighbours together = Neighbours::of<T>(call);
+    const int64_t each_task = together.whole(grain(bytes));
     each(call, (g.groups + each_task - 1) / each_task, [&](int64_t task) {
-      for (int64_t i = task * each_task; i < least(g.groups, (task + 1) * each_task); ++i) {
+      const int64_t end = least(g.groups, (task + 1) * each_task);
+      for (int64_t i = task * each_task, many; i < end; i += many) {
+        many = together.from(i, end);
+        if (many > 1 && !any_wide<T>(call.statistics + i, many)) {
+          backward_neighbours<T>(call, strips, i, many, totals.data + i, wants_affine ? affine.data + i : nullptr);
+          continue;
+        }
+        many = 1;
         const Stretches<T> s(call, strips, i);
         Sums total = totals[i];
         if (!call.sums_given) s.sum(0, strips.number, collector(i, s, &total));

@@ -16,7 +16,8 @@ int forward_rows(const Call& given) {
   const int64_t bytes = g.count * int64_t(sizeof(T)), length = b.length;
   const T* x = static_cast<const T*>(call.x);
   if (!(call.threads > 1 && g.groups < 2 * call.threads && bytes > 4 * kGrain)) {
-    const int64_t each_task = grain(bytes);
+    const Neighbours together = Neighbours::of<T>(call);
+    const int64_t each_task = together.whole(grain(bytes));
     const bool is_short = !call.given && g.pieces.size == 1 && bytes <= kShortRow;
     return each(call, (g.groups + each_task - 1) / each_task, [&](int64_t task) {
       const int64_t end = least(g.groups, (task + 1) * each_task);
@@ -25,19 +26,21 @@ int forward_rows(const Call& given) {
         for (; i < end; i += 4) short_rows<T, 4>(call, b, i, least(4, end - i));
         return 0;
       }
-      for (; i < end; ++i) {
-        const Walk::Place at = g.outer.at(i);
-        Statistic statistic;
-        if (call.given) {
-          statistic = call.statistics[i];
-        } else {
-          Moments m = {};
-          for (int64_t j = 0; j < b.number; ++j) block_moments<Work<T>, false>(call, b, x + at.x, j, 1, &m);
-          const Finished f = row_statistic(call, b, x + at.x, m);
-          put<Work<T>>(call, i, f);
-          statistic = f.statistic;
+      for (int64_t many; i < end; i += many) {
+        many = together.from(i, end);
+        Statistic found[kTogether];
+        if (!call.given) {
+          const T* const group = x + g.outer.at(i).x;
+          Moments m[kTogether];
+          for (int64_t k = 0; k < many; ++k) m[k] = {};
+          for (int64_t j = 0; j < b.number; ++j) block_moments<Work<T>, false>(call, b, group, many, j, 1, m);
+          for (int64_t k = 0; k < many; ++k) {
+            const Finished f = row_statistic(call, b, group + k * length, m[k]);
+            put<Work<T>>(call, i + k, f);
+            found[k] = f.statistic;
+          }
         }
-        if (call.y != nullptr) apply_group<T>(call, at, statistic, 0, g.pieces.size, 0, length);
+        if (call.y != nullptr) apply_neighbours<T>(call, i, many, call.given ? call.statistics + i : found);
       }
       return 0;
     });
@@ -55,7 +58,7 @@ int forward_rows(const Call& given) {
       for (int64_t j = from; j < least(b.number, from + each_task); ++j) {
         Moments& m = partial[i * b.number + j];
         m = Moments{};
-        block_moments<Work<T>, false>(call, b, x + g.outer.at(i).x, j, 1, &m);
+        block_moments<Work<T>, false>(call, b, x + g.outer.at(i).x, 1, j, 1, &m);
       }
       return 0;
     });

@@ -47,11 +47,12 @@ struct Slabs {
     const int last = g.columns.rank - 1;
     if (last >= 0 && g.columns.group[last] == 0 && g.columns.affine[last] <= 1) stretch = g.columns.extent[last];
     rows = g.rows / repeat;
-    large = g.pieces.size * g.rows * tile * int64_t(sizeof(T)) > int64_t(1) << 20;
-    // Out of memory a row of a few lines ends before the processor has foreseen the next; longer ones it foresees, and
-    // of shorter ones several lie in what it fetches.
+    const int64_t bytes = g.pieces.size * g.rows * tile * int64_t(sizeof(T));
+    large = bytes > int64_t(1) << 20;
+    // Beyond the second-level cache a row of a few lines ends before the processor has foreseen the next; longer ones it
+    // foresees, and of shorter ones several lie in what it fetches.
     const int64_t row = n(0) * int64_t(sizeof(T));
-    ahead = large && row >= 256 && row <= 1024;
+    ahead = bytes > int64_t(1) << 18 && row >= 256 && row <= 1280;
     rest = g.rows % repeat * width;
     per_piece = (rows + kRowsSummed - 1) / kRowsSummed;
     chunks = g.pieces.size * per_piece;

@@ -109,7 +109,7 @@ struct Across {
   void moments(int64_t unit, double factor, A* scratch, double* mean, double* m2, double* other) const {
     for (int64_t row = 0; row < g.rows; row += kRowsSummed) {
       const T* x = static_cast<const T*>(call.x) + at(unit) + row * g.columns.size;
-      const Block<T> b = {x, least(kRowsSummed, g.rows - row), n(unit), g.columns.size, false, false};
+      const Block<T> b = {x, least(kRowsSummed, g.rows - row), n(unit), g.columns.size, false, false, false};
       double *into_mean = row == 0 ? mean : other, *into_m2 = row == 0 ? m2 : other + b.n;
       if (call.removes_mean)
         block_columns<A, true, Scaled>(b, factor, scratch, into_mean, into_m2);

@@ -29,6 +29,7 @@ struct Block {
   int64_t rows, n, stride;
   bool large;  // the matrix
   bool ahead;  // rows are to be fetched ahead of their use
+  bool singly;  // and where two arrays are read, one row of each at a time
 };
 
 // R rows a page further on, or the next R where they are longer: nearer ones would be asked for too late.
@@ -185,8 +186,8 @@ ANYNORM_FLAT void sum_columns(const Block<T>& b, const T* dy, ColumnCentre<A> c,
     const int64_t at = row * b.stride;
     sum_some_rows<A, decltype(many)::value, decltype(ahead)::value>(b.x + at, dy + at, b.n, b.stride, c, plain, with_h);
   };
-  // Then one by one, as memory lies: four rows of two arrays are more places than a processor follows.
-  if (b.ahead)
+  // One by one, as memory lies, where it is far: four rows of two arrays are more places than a processor follows.
+  if (b.singly)
     for (int64_t row = 0; row < b.rows; ++row) sum(row, AtOnce<1>(), Given<true>());
   else
     in_turn(b.rows, [&](int64_t row, auto many) { sum(row, many, Given<false>()); });

@@ -33,7 +33,8 @@ int64_t bytes_of(const anynorm_problem& p) {
   return bytes;
 }
 
-// The one NaN for all of them: where it is rounded to bfloat16, a full lower half would carry into the exponent.
+// The one NaN for all of them: where it is rounded to bfloat16, a full lower half would carry into the exponent, and its
+// sign depends on the order in which a compiler adds.
 template <class W>
 W one_nan(W value) {
   return value == value ? value : W(NAN);
@@ -55,7 +56,7 @@ void to_work(const void* from, int dtype, int64_t n, W* to) {
 // Sums[i].*which for all i in a small array of type `dtype`.
 template <class T>
 void narrow_all(const Sums* sums, double Sums::*which, int64_t n, void* to) {
-  for (int64_t i = 0; i < n; ++i) narrow(sums[i].*which, static_cast<T*>(to) + i);
+  for (int64_t i = 0; i < n; ++i) narrow(one_nan(sums[i].*which), static_cast<T*>(to) + i);
 }
 void put(const Sums* sums, double Sums::*which, int dtype, int64_t n, void* to) {
   if (to == nullptr) return;
@@ -67,6 +68,9 @@ void put(const Sums* sums, double Sums::*which, int dtype, int64_t n, void* to) 
 
 // Bytes of an array from which on it pays to fetch it ahead: no second-level cache holds it beside its gradient.
 constexpr int64_t kFar = int64_t(1) << 20;
+
+// Threads that work is shared out for, however many are asked for: few times their number is to be an int.
+constexpr int kMostThreads = 4096;
 
 // One call, made ready: the geometry, and scale and offset in the work type.
 struct Prepared {
@@ -86,7 +90,8 @@ struct Prepared {
     call.eps = p.eps;
     call.removes_mean = p.removes & ANYNORM_REMOVES_MEAN;
     call.removes_scale = p.removes & ANYNORM_REMOVES_SCALE;
-    call.threads = bytes < 2 * 64 * 1024 ? 1 : p.threads > 0 ? p.threads : processors();
+    const int threads = p.threads > 0 ? p.threads : processors();
+    call.threads = bytes < 2 * 64 * 1024 ? 1 : threads < kMostThreads ? threads : kMostThreads;
     call.executor = p.executor;
     call.share = 1 / double(call.geometry.count);
     call.far = bytes > kFar;

@@ -18,10 +18,11 @@ void add(Walk* walk, const Run& run) {
 }
 
 // Contiguous elements below which a stretch of rows is not worth its overhead where columns would serve as well: with
-// one scale for all of them, where a group has so many such pieces that the cache holds few groups at a time, and with a
-// scale each, which columns keep in place from row to row.
+// one scale for all of them, where a group has many such pieces far from each other, and with a scale each, which columns
+// keep in place from row to row.
 constexpr int64_t kShort = 32, kShortPiece = 64, kShortAffine = 512;
-constexpr int64_t kManyPieces = 128;
+// So many pieces; or where there are enough neighbours to be taken together, so many that a cache holds few of them.
+constexpr int64_t kManyPieces = 16, kManyPiecesTogether = 128, kNeighbours = 32;
 
 }  // namespace
 
@@ -65,7 +66,9 @@ bool analyse(const anynorm_problem& problem, Geometry* g) {
   int64_t pieces = 1;
   for (int i = 0; i < tail; ++i)
     if (runs[i].reduced) pieces *= runs[i].extent;
-  const int64_t enough = plain_tail == rank ? kShortAffine : pieces < kManyPieces ? kShort : kShortPiece;
+  const bool together = tail > 0 && tail == plain_tail && runs[tail - 1].extent >= kNeighbours;
+  const int64_t many = together ? kManyPiecesTogether : kManyPieces;
+  const int64_t enough = plain_tail == rank ? kShortAffine : pieces < many ? kShort : kShortPiece;
   if (tail < rank && !(columns && contiguous < enough)) {
     g->family = kRows;
     for (int i = tail; i < rank; ++i) (i < plain_tail ? g->c : g->s) *= runs[i].extent;

@@ -91,16 +91,21 @@ constexpr int64_t kTogether = 32;
 struct Neighbours {
   int64_t most_of = 1, run = 1;
 
-  template <class T>
-  static Neighbours of(const Call& call) {
-    constexpr int64_t kCache = 256 * 1024;
-    const Geometry& g = call.geometry;
+  // Whether a geometry has such groups.
+  static bool are_in(const Geometry& g) {
     const int last = g.outer.rank - 1;
     const bool apart = g.c == 1 && g.pieces.size > 1 && !g.pieces_affine && g.s < kBlock / 4;
-    if (!apart || last < 0 || g.outer.x[last] != g.s) return {};
-    const int64_t run = g.outer.extent[last], fit = kCache / (g.count * int64_t(sizeof(T)));
-    const int64_t page = 4096 / (g.s * int64_t(sizeof(T)));
-    return {most(1, least(least(most(fit, page), kTogether), run / (4 * call.threads))), run};
+    return apart && last >= 0 && g.outer.x[last] == g.s;
+  }
+  template <class T>
+  static Neighbours of(const Call& call) {
+    // Of few at a time memory is not read as it lies, however many threads there are.
+    constexpr int64_t kCache = 256 * 1024, kFew = 8;
+    const Geometry& g = call.geometry;
+    if (!are_in(g)) return {};
+    const int64_t run = g.outer.extent[g.outer.rank - 1], fit = kCache / (g.count * int64_t(sizeof(T)));
+    const int64_t page = 4096 / (g.s * int64_t(sizeof(T))), share = run / (4 * call.threads);
+    return {most(1, least(least(most(fit, page), kTogether), most(share, least(kFew, run / 2)))), run};
   }
   // Tasks of at least so many groups end where what is taken together does.
   int64_t whole(int64_t groups) const { return (groups + most_of - 1) / most_of * most_of; }

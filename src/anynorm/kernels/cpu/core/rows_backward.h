@@ -18,7 +18,7 @@ struct Stretches {
   void sum_in(int64_t from, int64_t to, const F& into) const {
     const T *x = static_cast<const T*>(call.x) + at.x, *dy = static_cast<const T*>(call.dy) + at.x;
     const Centre<A> centre(statistic);
-    if (strips.template are_short<T>()) {
+    if (strips.template are_taken_at_once<T>()) {
       return strips.over_neighbours(from, to, [&](int64_t i, const Strip& first, int64_t many) {
         const int64_t n = first.length;
         const auto some = [&](int64_t j, auto at_once) {

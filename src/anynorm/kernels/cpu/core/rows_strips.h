@@ -112,6 +112,11 @@ struct Strips {
   bool are_short() const {
     return g.s * int64_t(sizeof(T)) < kNarrowRow;
   }
+  // And whether there are several behind one another, of one group or of neighbouring ones.
+  template <class T>
+  bool are_taken_at_once() const {
+    return are_short<T>() && (g.c >= 4 || Neighbours::are_in(g));
+  }
   // work(i, strip, many) for the strips [from, to), which nothing cuts: each and those of one piece that follow it.
   template <class F>
   void over_neighbours(int64_t from, int64_t to, const F& work) const {

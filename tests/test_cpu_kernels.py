@@ -233,7 +233,9 @@ def test_columns_do_not_see_their_neighbours(name: str, isa: str) -> None:
 def test_channels_taken_together_have_the_bits_that_they_have_alone(
     shape: tuple[int, ...], dtype: str, isa: str
 ) -> None:
-    """Also beside one that needs doubles, one whose first piece lies far from the rest, and one that is lost."""
+    """For any number of threads; also beside one that needs doubles, one of which a sample lies far from the rest, one
+    that is lost, and one whose scale makes sums too small for dx in single precision.
+    """
     case = replace(BY_NAME["batch, channels first"], shape=shape)
     x, dy, scale, offset = arrays(case, dtype, mean=3.0)
     x[:, 5] *= np.array({"float64": 1e200, "float16": 1e3}.get(dtype, 1e30)).astype(x.dtype)

@@ -69,7 +69,7 @@ void put(const Sums* sums, double Sums::*which, int dtype, int64_t n, void* to) 
 // Bytes of an array from which on it pays to fetch it ahead: no second-level cache holds it beside its gradient.
 constexpr int64_t kFar = int64_t(1) << 20;
 
-// Threads that work is shared out for, however many are asked for: few times their number is to be an int.
+// Threads that work is shared out for, however many are asked for: a few times their number has to fit into an int.
 constexpr int kMostThreads = 4096;
 
 // One call, made ready: the geometry, and scale and offset in the work type.

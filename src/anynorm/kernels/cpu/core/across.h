@@ -1,13 +1,16 @@
 // Across: as columns, but each row has a scale of its own and every column is a group.
 
-// Columns that are taken together, so that a tile of all rows stays in the second-level cache.
+// Columns that are taken together, so that a tile of all rows stays in the second-level cache. Of many rows that would
+// be so short a part of each that the processor does not foresee it; then more, as long as there are tiles for many
+// threads.
 template <class T>
 int64_t tile_across(const Geometry& g) {
-  constexpr int64_t kTile = 256 * 1024, kLeast = 64, kMost = 2048;
+  constexpr int64_t kTile = 256 * 1024, kShort = 256, kLong = 1024, kLeast = 64, kMost = 2048, kTiles = 16;
   const int64_t fit = kTile / most(1, g.rows * int64_t(sizeof(T)));
-  const int64_t tile = fit < kLeast ? kLeast : fit > kMost ? kMost : fit;
+  const int64_t wide = fit > kShort ? fit : most(fit, least(kLong, g.outer.size * g.columns.size / kTiles));
+  const int64_t tile = most(kLeast, least(wide, kMost));
   const int64_t tiles = (g.columns.size + tile - 1) / tile, even = (g.columns.size + tiles - 1) / tiles;
-  return (even + 15) / 16 * 16;
+  return (even + 15) / 16 * 16;  // whole lines of `line_of`
 }
 
 // R rows at once, so that what belongs to a column is loaded once for all of them.
@@ -21,6 +24,59 @@ void apply_across(const T* x, T* y, int64_t n, int64_t stride, ColumnCentre<A> c
     for (int r = 0; r < R; ++r)
       lanes.store(y + r * stride + i, fma(k.h(lanes.load(x + r * stride + i, k.mean)), by[r], more[r]));
   });
+}
+
+// Vectors of columns up to which all that belongs to them stays in registers, as far as there are, while the rows pass,
+// from the first on: a processor takes a load for the value of a store 4096 bytes away, and backwards each row would
+// begin where the one before was stored in an array that lies so.
+constexpr int kFew = 8;
+
+// work(N) for as many vectors.
+template <int N = kFew, class F>
+inline void in_few(int64_t vectors, const F& work) {
+  if constexpr (N > 1)
+    if (vectors < N) return in_few<N - 1>(vectors, work);
+  work(AtOnce<N>());
+}
+template <class A>
+inline int64_t vectors_of(int64_t n) {
+  return (n + kLanes<A> - 1) / kLanes<A>;
+}
+
+template <class A, int N, class T, class W>
+void apply_few(const T* x, T* y, int64_t rows, int64_t n, int64_t stride, ColumnCentre<A> c, const W* scale,
+               const W* offset) {
+  const bool twice = x != y;
+  Centred<A> k[N];
+  over_few<A, N>(n, twice, [&](int j, int64_t i, auto lanes) { k[j] = c.at(i, lanes); });
+  for (int64_t row = 0; row < rows; ++row) {
+    const Vec<A> by = broadcast(scale == nullptr ? A(1) : A(scale[row]));
+    const Vec<A> more = broadcast(offset == nullptr ? A(0) : A(offset[row]));
+    over_few<A, N>(n, twice, [&](int j, int64_t i, auto lanes) {
+      const int64_t at = row * stride + i;
+      lanes.store(y + at, fma(k[j].h(lanes.load(x + at, k[j].mean)), by, more));
+    });
+  }
+}
+
+template <class A, int N, class T, class W>
+void project_few(const T* x, const T* dy, T* dx, int64_t rows, int64_t n, int64_t stride, ColumnCentre<A> c,
+                 ColumnProjection<A> p, const W* scale) {
+  const bool twice = dx != x && dx != dy;
+  Centred<A> k[N];
+  Vec<A> rstd[N], slope[N], level[N];
+  over_few<A, N>(n, twice, [&](int j, int64_t i, auto lanes) {
+    k[j] = c.at(i, lanes);
+    rstd[j] = lanes.load(p.factor + i), slope[j] = lanes.load(p.slope + i), level[j] = lanes.load(p.level + i);
+  });
+  for (int64_t row = 0; row < rows; ++row) {
+    const Vec<A> by = broadcast(scale == nullptr ? A(1) : A(scale[row]));
+    over_few<A, N>(n, twice, [&](int j, int64_t i, auto lanes) {
+      const int64_t at = row * stride + i;
+      const Vec<A> v = lanes.load(x + at, k[j].mean), g = lanes.load(dy + at);
+      lanes.store(dx + at, dx_of(k[j], v, g, Vec<A>(rstd[j] * by), slope[j], level[j]));
+    });
+  }
 }
 
 // To each column's sums of g and g * h, and each row's own sums of dy and dy * h.
@@ -49,7 +105,9 @@ void sum_across(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre
     }
     store<A>(plain + i, p), store<A>(with_h + i, q);
   });
-  for (int r = 0; r < R; ++r) rows[r] = {double(sum_lanes(row_plain[r])), double(sum_lanes(row_with_h[r]))};
+  double all[R], all_with_h[R];
+  sums_of_lanes<A, R>(row_plain, all), sums_of_lanes<A, R>(row_with_h, all_with_h);
+  for (int r = 0; r < R; ++r) rows[r] = {all[r], all_with_h[r]};
 }
 
 // dx as `dx_of` says.
@@ -83,7 +141,14 @@ struct Across {
   int64_t at(int64_t unit) const { return g.outer.at(unit / tiles).x + unit % tiles * tile; }
   int64_t group(int64_t unit) const { return g.outer.at(unit / tiles).group + unit % tiles * tile; }
 
-  // work(row, how many from there on, their scales, their offsets) for all rows.
+  // Whether the columns are so few that all that belongs to them stays in registers.
+  template <class A>
+  bool are_few() const {
+    return vectors_of<A>(g.columns.size) <= kFew;
+  }
+
+  // work(row, how many from there on, their scales, their offsets) for all rows, from the first on for sums, and from
+  // the last on, since what was read last is still in the cache, for results.
   template <class A, class F>
   void over_rows(bool backwards, const F& work) const {
     const W *scale = static_cast<const W*>(call.scale), *offset = static_cast<const W*>(call.offset);
@@ -99,31 +164,44 @@ struct Across {
       work(row, many, by, more);
     };
     if (!backwards) return in_turn(g.rows, pass);
+    // Where each row begins amid a line of the cache, vectors of two lines are stored, and take half as long if the
+    // next one follows at once.
+    if (g.columns.size * int64_t(sizeof(T)) % 64 != 0) {
+      for (int64_t row = 0; row < g.rows; ++row) pass(row, AtOnce<1>());
+      return;
+    }
     in_turn(g.rows - first, [&](int64_t row, auto many) {
       pass(g.rows - row - decltype(many)::value, many);
     });
     in_turn(first, pass);
   }
 
+  // Each line of numbers, one a column, begins with a whole vector.
+  static int64_t line_of(int64_t n) { return (n + 15) / 16 * 16; }
+
+  // `room`: 7 lines, into the first two of which go the means and the second moments.
   template <class A, bool Scaled>
-  void moments(int64_t unit, double factor, A* scratch, double* mean, double* m2, double* other) const {
+  void moments(int64_t unit, double factor, double* room) const {
+    const int64_t line = line_of(n(unit));
+    double *mean = room, *m2 = room + line, *other = m2 + line;
+    A* const scratch = reinterpret_cast<A*>(other + 2 * line);
     for (int64_t row = 0; row < g.rows; row += kRowsSummed) {
       const T* x = static_cast<const T*>(call.x) + at(unit) + row * g.columns.size;
-      const Block<T> b = {x, least(kRowsSummed, g.rows - row), n(unit), g.columns.size, false, false, false};
-      double *into_mean = row == 0 ? mean : other, *into_m2 = row == 0 ? m2 : other + b.n;
+      const Block<T> b = {x, least(kRowsSummed, g.rows - row), n(unit), g.columns.size, false, false};
+      double *into_mean = row == 0 ? mean : other, *into_m2 = row == 0 ? m2 : other + line;
       if (call.removes_mean)
-        block_columns<A, true, Scaled>(b, factor, scratch, into_mean, into_m2);
+        block_columns<A, true, Scaled>(b, factor, scratch, line, into_mean, into_m2);
       else
-        block_columns<A, false, Scaled>(b, factor, scratch, into_mean, into_m2);
+        block_columns<A, false, Scaled>(b, factor, scratch, line, into_mean, into_m2);
       if (row > 0) merge_columns(double(row), double(b.rows), b.n, mean, m2, into_mean, into_m2);
     }
   }
 
-  // `room`: 7 * n doubles.
+  // `room`: as for `moments`.
   int statistics(int64_t unit, double* room, Statistic* out) const {
-    const int64_t columns = n(unit);
-    double *mean = room, *m2 = room + columns;
-    moments<W, false>(unit, 1, reinterpret_cast<W*>(room + 4 * columns), mean, m2, room + 2 * columns);
+    const int64_t columns = n(unit), line = line_of(columns);
+    const double *mean = room, *m2 = room + line;
+    moments<W, false>(unit, 1, room);
     if (settle_at_once<T>(call, group(unit), columns, mean, m2, out)) return 0;
     double done = 0;
     int failure = 0;
@@ -132,15 +210,15 @@ struct Across {
       const Moments quick = {double(g.rows), mean[i], m2[i], false};
       const Finished f = settled<T>(call, quick, [&](double factor) {
         if (factor != done) {
-          if (again == nullptr) again = static_cast<double*>(malloc(size_t(7 * columns) * sizeof(double)));
+          if (again == nullptr) again = static_cast<double*>(malloc(size_t(7 * line) * sizeof(double)));
           if (again == nullptr) {
             failure = ANYNORM_NO_MEMORY;
             return quick;
           }
-          moments<double, true>(unit, factor, again + 4 * columns, again, again + columns, again + 2 * columns);
+          moments<double, true>(unit, factor, again);
           done = factor;
         }
-        return Moments{double(g.rows), again[i], again[columns + i], false};
+        return Moments{double(g.rows), again[i], again[line + i], false};
       });
       put<W>(call, group(unit) + i, f);
       out[i] = f.statistic;
@@ -161,9 +239,14 @@ struct Across {
   template <class A>
   ANYNORM_FLAT void apply(int64_t unit, const Statistic* s, double* room) const {
     const int64_t n = this->n(unit);
-    const Lines<A> l = {reinterpret_cast<A*>(room), n};
+    const Lines<A> l = {reinterpret_cast<A*>(room), line_of(n)};
     centre(s, n, l);
-    // Backwards: what was read last is still in the cache.
+    if (are_few<A>() && !call.past)
+      return in_few(vectors_of<A>(n), [&](auto few) {
+        apply_few<A, decltype(few)::value>(static_cast<const T*>(call.x) + at(unit),
+                                           static_cast<T*>(call.y) + at(unit), g.rows, n, g.columns.size, l.centre(),
+                                           static_cast<const W*>(call.scale), static_cast<const W*>(call.offset));
+      });
     over_rows<A>(true, [&](int64_t row, auto many, const A* by, const A* more) {
       const int64_t place = at(unit) + row * g.columns.size;
       apply_across<A, decltype(many)::value>(static_cast<const T*>(call.x) + place, static_cast<T*>(call.y) + place,
@@ -171,11 +254,11 @@ struct Across {
     });
   }
 
-  // `room`: 10 * n doubles; affine: room for the rows' sums, or NULL.
+  // `room`: 10 lines; affine: room for the rows' sums, or NULL.
   template <class A>
   ANYNORM_FLAT void backward(int64_t unit, double* room, Sums* affine) const {
     const Statistic* s = call.statistics + group(unit);
-    const int64_t n = this->n(unit), whole = (n + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+    const int64_t n = this->n(unit), whole = line_of(n);
     const Lines<A> l = {reinterpret_cast<A*>(room + 4 * whole), whole};
     centre(s, n, l);
     const T *x = static_cast<const T*>(call.x) + at(unit), *dy = static_cast<const T*>(call.dy) + at(unit);
@@ -231,6 +314,15 @@ struct Across {
     }
     for (int64_t i = 0; i < kLanes<double>; ++i)
       if (lost[i]) return false;
+    if (are_few<A>() && !call.past) {
+      in_few(vectors_of<A>(n), [&](auto few) {
+        project_few<A, decltype(few)::value>(static_cast<const T*>(call.x) + at(unit),
+                                             static_cast<const T*>(call.dy) + at(unit),
+                                             static_cast<T*>(call.dx) + at(unit), g.rows, n, g.columns.size, l.centre(),
+                                             l.projection(), static_cast<const W*>(call.scale));
+      });
+      return true;
+    }
     over_rows<A>(true, [&](int64_t row, auto many, const A* by, const A*) {
       const int64_t place = at(unit) + row * g.columns.size;
       project_across<A, decltype(many)::value>(static_cast<const T*>(call.x) + place,

@@ -12,22 +12,11 @@ inline void in_turn(int64_t rows, const F& work) {
   if (row < rows) work(row, AtOnce<1>());
 }
 
-// work(row, R) where something is stored to each row: two at once, or one where the matrix is large, since out of memory
-// the order in which it lies there is the fastest. What is computed is the same.
-template <class F>
-inline void in_order(int64_t rows, bool large, const F& work) {
-  int64_t row = 0;
-  if (!large)
-    for (; row + 2 <= rows; row += 2) work(row, AtOnce<2>());
-  for (; row < rows; ++row) work(row, AtOnce<1>());
-}
-
 // A part of a matrix: `n` columns of `rows` rows that are `stride` elements apart.
 template <class T>
 struct Block {
   const T* x;
   int64_t rows, n, stride;
-  bool large;  // the matrix
   bool ahead;  // rows are to be fetched ahead of their use
   bool singly;  // and where two arrays are read, one row of each at a time
 };
@@ -64,14 +53,14 @@ inline void add_rows(const T* x, int64_t n, int64_t stride, A factor, const A* s
 }
 
 // Mean and second moment of each column of one block of at most kRowsSummed rows.
-// `scratch` has room for 3 * n numbers. A column whose shift lay far from its mean, and only that one, gets NaN, which
-// nobody takes for a good variance.
+// `scratch` has room for 3 * line numbers, n or more of them a line. A column whose shift lay far from its mean, and only
+// that one, gets NaN, which nobody takes for a good variance.
 template <class A, bool Centred, bool Scaled, class T>
-ANYNORM_FLAT void block_columns(const Block<T>& b, double by, A* scratch, double* mean, double* m2) {
+ANYNORM_FLAT void block_columns(const Block<T>& b, double by, A* scratch, int64_t line, double* mean, double* m2) {
   constexpr int64_t L = kLanes<A>;
   const A factor = A(by);
-  A *shift = scratch, *sum = scratch + b.n, *square = scratch + 2 * b.n;
-  memset(static_cast<void*>(sum), 0, size_t(2 * b.n) * sizeof(A));
+  A *shift = scratch, *sum = scratch + line, *square = sum + line;
+  memset(static_cast<void*>(sum), 0, size_t(line + b.n) * sizeof(A));
   if (Centred) {
     // Of 8, 4 or 2 equal numbers the mean is exact, so that constant columns have differences of exactly 0.
     const int64_t some = b.rows >= 8 ? 8 : b.rows >= 4 ? 4 : b.rows >= 2 ? 2 : 1, step = b.rows / some * b.stride;
@@ -129,21 +118,19 @@ struct ColumnLine {
   const A *mean, *factor, *summand;
 };
 
-template <class A, int R, class T>
-inline void apply_some_rows(const T* x, T* y, int64_t n, int64_t stride, ColumnLine<A> c, bool past) {
-  over_results<A>(n, past, [&](int64_t i, auto lanes) {
-    const Vec<A> mean = lanes.load(c.mean + i), a = lanes.load(c.factor + i), b = lanes.load(c.summand + i);
-    for (int r = 0; r < R; ++r)
-      lanes.store(y + r * stride + i, fma(Vec<A>(mean - lanes.load(x + r * stride + i, mean)), a, b));
-  });
-}
-
+// Row by row, as memory lies: what several rows would share is in the first-level cache, and stores to several places in
+// turn take longer.
 template <class A, class T>
 ANYNORM_FLAT void apply_columns(const Block<T>& b, T* y, ColumnLine<A> c, bool past) {
   past = past && can_go_past<A>(y, b.stride);
-  in_order(b.rows, b.large, [&](int64_t row, auto many) {
-    apply_some_rows<A, decltype(many)::value>(b.x + row * b.stride, y + row * b.stride, b.n, b.stride, c, past);
-  });
+  for (int64_t row = 0, at = 0; row < b.rows; ++row, at += b.stride) {
+    const T* const from = b.x + at;
+    T* const to = y + at;
+    over_results<A>(b.n, past, [&](int64_t i, auto lanes) {
+      const Vec<A> mean = lanes.load(c.mean + i), a = lanes.load(c.factor + i), b = lanes.load(c.summand + i);
+      lanes.store(to + i, fma(Vec<A>(mean - lanes.load(from + i, mean)), a, b));
+    });
+  }
 }
 
 // What makes h, column by column.
@@ -199,24 +186,16 @@ struct ColumnProjection {
   const A *factor, *slope, *level;
 };
 
-template <class A, int R, class T>
-inline void project_some_rows(const T* x, const T* dy, T* dx, int64_t n, int64_t stride, ColumnCentre<A> c,
-                              ColumnProjection<A> p, bool past) {
-  over_results<A>(n, past, [&](int64_t i, auto lanes) {
-    const Centred<A> k = c.at(i, lanes);
-    const Vec<A> by = lanes.load(p.factor + i), slope = lanes.load(p.slope + i), level = lanes.load(p.level + i);
-    for (int r = 0; r < R; ++r) {
-      const int64_t at = r * stride + i;
-      lanes.store(dx + at, dx_of(k, lanes.load(x + at, k.mean), lanes.load(dy + at), by, slope, level));
-    }
-  });
-}
-
 template <class A, class T>
 ANYNORM_FLAT void project_columns(const Block<T>& b, const T* dy, T* dx, ColumnCentre<A> c, ColumnProjection<A> p, bool past) {
   past = past && can_go_past<A>(dx, b.stride);
-  in_order(b.rows, b.large, [&](int64_t row, auto many) {
-    const int64_t at = row * b.stride;
-    project_some_rows<A, decltype(many)::value>(b.x + at, dy + at, dx + at, b.n, b.stride, c, p, past);
-  });
+  for (int64_t row = 0, at = 0; row < b.rows; ++row, at += b.stride) {
+    const T *const from = b.x + at, *const grad = dy + at;
+    T* const to = dx + at;
+    over_results<A>(b.n, past, [&](int64_t i, auto lanes) {
+      const Centred<A> k = c.at(i, lanes);
+      const Vec<A> by = lanes.load(p.factor + i), slope = lanes.load(p.slope + i), level = lanes.load(p.level + i);
+      lanes.store(to + i, dx_of(k, lanes.load(from + i, k.mean), lanes.load(grad + i), by, slope, level));
+    });
+  }
 }

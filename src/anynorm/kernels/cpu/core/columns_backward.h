@@ -122,7 +122,7 @@ void backward_unit(const Slabs<T>& s, int64_t unit, double* room, Sums* groups, 
   if (s.call.dx == nullptr) return;
   // Backwards: what was read last is still in the cache.
   in_fitting_type<T>(s, unit, sums, l, room + 4 * n, [&](auto fitting) {
-    s.backwards([&](int64_t j) { project_block<T>(s, unit, j, fitting); });
+    s.backwards(2, [&](int64_t j) { project_block<T>(s, unit, j, fitting); });
     return 0;
   });
 }

@@ -57,11 +57,11 @@ int forward_columns(const Call& call) {
         // Backwards: what was read last is still in the cache.
         if (any_wide<T>(statistics, s.groups(unit))) {
           make_lines<T, double>(s, unit, statistics, lines.data);
-          s.backwards([&](int64_t j) { apply_block<T, double>(s, unit, j, lines.data); });
+          s.backwards(1, [&](int64_t j) { apply_block<T, double>(s, unit, j, lines.data); });
         } else {
           W* own = reinterpret_cast<W*>(lines.data);
           make_lines<T, W>(s, unit, statistics, own);
-          s.backwards([&](int64_t j) { apply_block<T, W>(s, unit, j, own); });
+          s.backwards(1, [&](int64_t j) { apply_block<T, W>(s, unit, j, own); });
         }
       }
       return 0;

@@ -16,12 +16,15 @@ constexpr bool kIsDouble = sizeof(T) == 8;
 // Bytes below which another thread costs more than it saves.
 constexpr int64_t kGrain = 64 * 1024;
 
+// Room that begins with a line of the cache, so that no vector in it is of two.
 template <class E>
 struct Buffer {
-  E* const data;
-  explicit Buffer(int64_t n) : data(static_cast<E*>(n > 0 ? malloc(size_t(n) * sizeof(E)) : nullptr)), empty(n <= 0) {}
+  explicit Buffer(int64_t n)
+      : block(n > 0 ? malloc(size_t(n) * sizeof(E) + kLine) : nullptr),
+        empty(n <= 0),
+        data(block == nullptr ? nullptr : reinterpret_cast<E*>((uintptr_t(block) / kLine + 1) * kLine)) {}
   Buffer(const Buffer&) = delete;
-  ~Buffer() { free(data); }
+  ~Buffer() { free(block); }
   bool failed() const { return data == nullptr && !empty; }
   E& operator[](int64_t i) const { return data[i]; }
   void clear(int64_t n) const {
@@ -29,7 +32,12 @@ struct Buffer {
   }
 
  private:
+  static constexpr uintptr_t kLine = 64;
+  void* const block;
   const bool empty;
+
+ public:
+  E* const data;
 };
 
 // work(i) for each i below n, on several threads where there are several tasks; the first failure is returned.
@@ -195,7 +203,7 @@ void put(const Call& call, int64_t group, const Finished& f) {
 // Statistics of `n` groups from `first` on, with one count, where the moments of all are good, as they nearly always
 // are: then all of them at once in vectors. They round as those of `finish`.
 template <class T>
-inline bool settle_at_once(const Call& call, int64_t first, int64_t n, const double* mean, const double* m2,
+ANYNORM_APART bool settle_at_once(const Call& call, int64_t first, int64_t n, const double* mean, const double* m2,
                            Statistic* out) {
   const double share = 1 / double(call.geometry.count), eps = call.eps, high = kHigh;
   const double low = call.removes_scale && eps == 0 ? kLow : -1;
@@ -239,6 +247,20 @@ struct Centred {
   // In floats only mean - x: where all elements have one statistic, the rest can be done to their sums.
   inline Vec<A> unscaled_h(Vec<A> v) const { return kIsDouble<A> ? h(v) : Vec<A>(mean - v); }
 };
+
+// Of R statistics together.
+template <class A, int R>
+inline void centre_all(const Statistic* s, Centred<A>* k) {
+  typedef Together<double, R> Wide;
+  typedef Together<A, R> Narrow;
+  Wide mean, rstd;
+  for (int r = 0; r < R; ++r) mean[r] = s[r].mean, rstd[r] = s[r].rstd;
+  const Narrow near = __builtin_convertvector(mean, Narrow);
+  const Wide lost = __builtin_convertvector(near, Wide) - mean, none = {};
+  const Narrow minus = __builtin_convertvector(-rstd, Narrow);
+  const Narrow rest = __builtin_convertvector((lost - lost == 0 ? lost : none) * rstd, Narrow);
+  for (int r = 0; r < R; ++r) k[r] = {broadcast(A(near[r])), broadcast(A(minus[r])), broadcast(A(rest[r]))};
+}
 
 // The sum of g * h from those of g and of g times the unscaled h.
 template <class A>

@@ -105,13 +105,25 @@ inline void over_results(int64_t n, bool past, const F& work) {
     over_vectors<A>(n, work);
 }
 
-// As above; where work may be done twice, as it may not be in place, the last vector is whole and begins among the one
-// before: a part of a vector takes long to store.
+// As above; where a part of a vector takes long to store and work may be done twice, as it may not be in place, the last
+// vector is whole and begins among the one before.
 template <class A, class F>
 inline void over_results(int64_t n, bool past, bool twice, const F& work) {
   constexpr int64_t L = kLanes<A>;
   if (past) return over_vectors_past<A>(n, work);
-  const int64_t before = twice && n >= L ? n / L * L : n;
+  const int64_t before = twice && !kStoresParts && n >= L ? n / L * L : n;
   over_vectors<A>(before, work);
   if (before < n) work(n - L, Whole<A>());
+}
+
+// work(j, i, lanes) for the N vectors of n elements, the last of them as above.
+template <class A, int N, class F>
+inline void over_few(int64_t n, bool twice, const F& work) {
+  constexpr int64_t L = kLanes<A>, last = (N - 1) * L;
+#pragma GCC unroll 8
+  for (int j = 0; j < N - 1; ++j) work(j, j * L, Whole<A>());
+  if (kStoresParts) return work(N - 1, last, Part<A>{n - last});
+  if (n == N * L) return work(N - 1, last, Whole<A>());
+  if (twice && N > 1) return work(N - 1, n - L, Whole<A>());
+  work(N - 1, last, Part<A>{n - last});
 }

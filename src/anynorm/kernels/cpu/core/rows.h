@@ -9,17 +9,25 @@ inline Vec<A> scaled(const T* x, A factor) {
   return Scaled ? Vec<A>(load<A>(x) * factor) : load<A>(x);
 }
 
+// Of a block of a vector and more: a vector whose lanes' sum, times a share, is a number amid the block.
+template <class A, bool Scaled, class T>
+inline Vec<A> amid_lanes(const T* x, int64_t n, A factor, A* share) {
+  constexpr int64_t L = kLanes<A>;
+  *share = A((n >= 4 * L ? 0.25 : 1.0) / double(L));
+  if (n < 4 * L) return scaled<A, Scaled>(x, factor);
+  const int64_t step = n / 4;
+  return (scaled<A, Scaled>(x, factor) + scaled<A, Scaled>(x + step, factor)) +
+         (scaled<A, Scaled>(x + 2 * step, factor) + scaled<A, Scaled>(x + 3 * step, factor));
+}
+
 // A number amid the block, exactly x where the block is constant: sums of powers of two of equal numbers are exact.
 template <class A, bool Scaled, class T>
 inline A amid(const T* x, int64_t n, A factor) {
-  constexpr int64_t L = kLanes<A>;
-  if (n >= 4 * L) {
-    const int64_t step = n / 4;
-    const Vec<A> sum = (scaled<A, Scaled>(x, factor) + scaled<A, Scaled>(x + step, factor)) +
-                       (scaled<A, Scaled>(x + 2 * step, factor) + scaled<A, Scaled>(x + 3 * step, factor));
-    return sum_lanes(sum) * A(0.25 / double(L));
+  if (n >= kLanes<A>) {
+    A share;
+    const A sum = sum_lanes(amid_lanes<A, Scaled>(x, n, factor, &share));
+    return sum * share;
   }
-  if (n >= L) return sum_lanes(scaled<A, Scaled>(x, factor)) * A(1 / double(L));
   const A one = A(widen(x[0])), other = A(widen(x[n / 2]));
   return ((one - other) * A(0.5) + other) * (Scaled ? factor : A(1));
 }
@@ -189,7 +197,7 @@ inline void scale_stretch(const T* x, T* y, int64_t n, Centre<A> k, A scale, A o
     for (int64_t j = 0; j < 4; ++j) store<A>(y + i + j * L, y_of(load<A>(x + i + j * L)));
   for (; i + L <= n; i += L) store<A>(y + i, y_of(load<A>(x + i)));
   if (i == n) return;
-  if (n >= L && y != x) return store<A>(y + n - L, y_of(load<A>(x + n - L)));
+  if (!kStoresParts && n >= L && y != x) return store<A>(y + n - L, y_of(load<A>(x + n - L)));
   store_part<A>(y + i, n - i, y_of(load_part<A>(x + i, n - i, mean)));
 }
 

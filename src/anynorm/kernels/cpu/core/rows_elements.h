@@ -22,7 +22,7 @@ struct RowsAtOnce {
     Centred<A> own[R];
     for (int r = 0; r < R; ++r) own[r] = Centred<A>(k[r]);
     for (int64_t begin = 0; begin < n; begin += kBlock) {
-      Vec<A> plain[R] = {}, with_h[R] = {};
+      Vec<A> each[2 * R] = {}, *const plain = each, *const with_h = each + R;
       const auto add = [&](int64_t at, auto lanes) {
         const int64_t i = begin + at;
         const Vec<A> by = lanes.load(scale + i);
@@ -40,10 +40,9 @@ struct RowsAtOnce {
         if (Affine) lanes.store(dscale + i, ds), lanes.store(doffset + i, db);
       };
       over_pairs<A>(least(kBlock, n - begin), add);
-      for (int r = 0; r < R; ++r) {
-        sums[r].plain += sum_lanes(plain[r]);
-        sums[r].with_h += sum_lanes(with_h[r]);
-      }
+      double all[2 * R];
+      sums_of_lanes<A, 2 * R>(each, all);
+      for (int r = 0; r < R; ++r) sums[r].plain += all[r], sums[r].with_h += all[R + r];
     }
   }
 

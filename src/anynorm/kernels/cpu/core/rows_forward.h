@@ -17,13 +17,14 @@ int forward_rows(const Call& given) {
   const T* x = static_cast<const T*>(call.x);
   if (!(call.threads > 1 && g.groups < 2 * call.threads && bytes > 4 * kGrain)) {
     const Neighbours together = Neighbours::of<T>(call);
-    const int64_t each_task = together.whole(grain(bytes));
     const bool is_short = !call.given && g.pieces.size == 1 && bytes <= kShortRow;
+    const int64_t at_once = is_short ? short_rows_of(bytes) : 1;
+    const int64_t each_task = (together.whole(grain(bytes)) + at_once - 1) / at_once * at_once;
     return each(call, (g.groups + each_task - 1) / each_task, [&](int64_t task) {
       const int64_t end = least(g.groups, (task + 1) * each_task);
       int64_t i = task * each_task;
       if (is_short) {
-        for (; i < end; i += 4) short_rows<T, 4>(call, b, i, least(4, end - i));
+        for (; i < end; i += at_once) short_rows<T>(call, b, i, least(at_once, end - i));
         return 0;
       }
       for (int64_t many; i < end; i += many) {

@@ -82,7 +82,7 @@ inline void project_stretch(const T* x, const T* dy, T* dx, int64_t n, A factor,
     for (int64_t j = 0; j < 4; ++j) one(i + j * L);
   for (; i + L <= n; i += L) one(i);
   if (i == n) return;
-  if (n >= L && dx != x && dx != dy) return one(n - L);
+  if (!kStoresParts && n >= L && dx != x && dx != dy) return one(n - L);
   const Part<A> rest = {n - i};
   rest.store(dx + i, dx_of(k, rest.load(x + i, k.mean), rest.load(dy + i), by, slope, level));
 }

@@ -32,6 +32,14 @@ using Vec = typename VectorOf<A>::Type;
 template <class A>
 constexpr int64_t kLanes = kVectorBytes / sizeof(A);
 
+// R numbers that are computed together, whatever a vector holds.
+template <class A, int R>
+struct TogetherOf {
+  typedef A Type __attribute__((vector_size(R * sizeof(A))));
+};
+template <class A, int R>
+using Together = typename TogetherOf<A, R>::Type;
+
 template <class A>
 inline Vec<A> broadcast(A value) {
   return value - Vec<A>{};
@@ -118,9 +126,10 @@ struct Convert<Brain, float> {
     return Vec<float>(widened(bits) << 16);
   }
   static inline void store(Brain* p, Vec<float> v) {
-    const Bits out = narrowed(rounded(v));
+    const Bits out = bits(v);
     memcpy(p, &out, sizeof out);
   }
+  static inline Bits bits(Vec<float> v) { return narrowed(rounded(v)); }
 #if defined(__AVX2__) && !defined(__AVX512F__)
   static inline void store_two(Brain* p, Vec<float> v, Vec<float> w) {
     const __m256i halves = _mm256_packus_epi32(__m256i(rounded(v)), __m256i(rounded(w)));
@@ -221,7 +230,22 @@ inline void store_part(T* p, int64_t n, Vec<A> v) {
   for (int64_t i = 0; i < n; ++i) p[i] = whole[i];
 }
 
+// Whether a part of a vector is stored as fast as a whole one.
 #if defined(__AVX512F__)
+constexpr bool kStoresParts = true;
+#else
+constexpr bool kStoresParts = false;
+#endif
+
+#if defined(__AVX512F__)
+template <>
+inline Vec<double> load_part<double, double>(const double* p, int64_t n, Vec<double> fill) {
+  return Vec<double>(_mm512_mask_loadu_pd(__m512d(fill), __mmask8((1u << n) - 1), p));
+}
+template <>
+inline void store_part<double, double>(double* p, int64_t n, Vec<double> v) {
+  _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), __m512d(v));
+}
 template <>
 inline Vec<float> load_part<float, float>(const float* p, int64_t n, Vec<float> fill) {
   return Vec<float>(_mm512_mask_loadu_ps(__m512(fill), __mmask16((1u << n) - 1), p));
@@ -241,6 +265,14 @@ inline Vec<float> load_part<float, Half>(const Half* p, int64_t n, Vec<float> fi
   const __mmask16 lanes = __mmask16((1u << n) - 1);
   return Vec<float>(_mm512_mask_mov_ps(__m512(fill), lanes, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, p))));
 }
+template <>
+inline void store_part<float, Brain>(Brain* p, int64_t n, Vec<float> v) {
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), __m256i(Convert<Brain, float>::bits(v)));
+}
+template <>
+inline void store_part<float, Half>(Half* p, int64_t n, Vec<float> v) {
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), _mm512_cvtps_ph(__m512(v), _MM_FROUND_TO_NEAREST_INT));
+}
 #elif defined(__AVX2__)
 template <>
 inline Vec<float> load_part<float, float>(const float* p, int64_t n, Vec<float> fill) {
@@ -256,7 +288,15 @@ inline void store_part<float, float>(float* p, int64_t n, Vec<float> v) {
 // --- sums over the lanes, always in the same order --------------------------------------------------------------------
 
 #if defined(__AVX512F__)
-inline float sum_lanes(Vec<float> v) { return _mm512_reduce_add_ps(__m512(v)); }
+// Of the four quarters, one behind the other.
+inline __m128 sum_quarters(__m512 v) {
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+inline float sum_lanes(Vec<float> v) {
+  const __m512 pairs = _mm512_add_ps(__m512(v), _mm512_permute_ps(__m512(v), 0x4e));
+  return _mm_cvtss_f32(sum_quarters(_mm512_add_ps(pairs, _mm512_permute_ps(pairs, 0xb1))));
+}
 inline double sum_lanes(Vec<double> v) { return _mm512_reduce_add_pd(__m512d(v)); }
 #elif defined(__AVX__)
 inline float sum_lanes(Vec<float> v) {
@@ -283,8 +323,19 @@ template <class A, int R>
 inline void sums_of_lanes(const Vec<A>* v, double* out) {
   for (int i = 0; i < R; ++i) out[i] = sum_lanes(v[i]);
 }
-#if defined(__AVX__) && !defined(__AVX512F__)
 // Together, each in the order of `sum_lanes`.
+#if defined(__AVX512F__)
+template <>
+inline void sums_of_lanes<float, 4>(const Vec<float>* v, double* out) {
+  const auto pairs = [](Vec<float> a, Vec<float> b) {
+    return _mm512_add_ps(_mm512_unpacklo_ps(__m512(a), __m512(b)), _mm512_unpackhi_ps(__m512(a), __m512(b)));
+  };
+  const __m512 one = pairs(v[0], v[1]), two = pairs(v[2], v[3]);
+  const __m512 fours = _mm512_add_ps(_mm512_shuffle_ps(one, two, 0x44), _mm512_shuffle_ps(one, two, 0xee));
+  const __m256d sums = _mm256_cvtps_pd(sum_quarters(fours));
+  memcpy(out, &sums, sizeof sums);
+}
+#elif defined(__AVX__)
 template <>
 inline void sums_of_lanes<float, 4>(const Vec<float>* v, double* out) {
   const __m256 one = _mm256_hadd_ps(__m256(v[0]), __m256(v[1])), two = _mm256_hadd_ps(__m256(v[2]), __m256(v[3]));

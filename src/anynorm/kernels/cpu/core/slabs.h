@@ -27,7 +27,7 @@ struct Slabs {
   const Call& call;
   const Geometry& g;
   int64_t width, tile, tiles, units, repeat = 1, rows, rest = 0, per_piece, chunks;
-  bool large, ahead, singly;
+  bool ahead, singly;
   int64_t stretch = 1;  // neighbouring columns that are of one group, their scales being neighbours
   Buffer<int64_t> group_of, affine_of;  // of each column, within the slab
 
@@ -48,12 +48,11 @@ struct Slabs {
     if (last >= 0 && g.columns.group[last] == 0 && g.columns.affine[last] <= 1) stretch = g.columns.extent[last];
     rows = g.rows / repeat;
     const int64_t bytes = g.pieces.size * g.rows * tile * int64_t(sizeof(T));
-    large = bytes > int64_t(1) << 20;
     // Beyond the second-level cache a row of a few lines ends before the processor has foreseen the next; longer ones it
     // foresees, and of shorter ones several lie in what it fetches.
     const int64_t row = n(0) * int64_t(sizeof(T));
     ahead = bytes > int64_t(1) << 18 && row >= 256 && row <= 1280;
-    singly = ahead && (large || row >= 512);
+    singly = ahead && (bytes > int64_t(1) << 20 || row >= 512);
     rest = g.rows % repeat * width;
     per_piece = (rows + kRowsSummed - 1) / kRowsSummed;
     chunks = g.pieces.size * per_piece;
@@ -93,15 +92,15 @@ struct Slabs {
     const bool is_rest = j >= chunks;
     const int64_t piece = is_rest ? j - chunks : j / per_piece, row = is_rest ? rows : j % per_piece * kRowsSummed;
     const T* x = array + place(unit).x + first_column(unit) + offset(g.pieces, piece) + row * stride;
-    if (is_rest) return {x, 1, rest, stride, large, false, false};
-    return {x, least(kRowsSummed, rows - row), n(unit), stride, large, ahead, singly};
+    if (is_rest) return {x, 1, rest, stride, false, false};
+    return {x, least(kRowsSummed, rows - row), n(unit), stride, ahead, singly};
   }
   int64_t blocks() const { return chunks + (rest > 0 ? g.pieces.size : 0); }
 
-  // work(j) for all blocks, what was read last first.
+  // work(j) for all blocks of so many arrays, what was read last first.
   template <class F>
-  void backwards(const F& work) const {
-    last_first(blocks(), kRowsSummed * n(0) * int64_t(sizeof(T)), work);
+  void backwards(int64_t arrays, const F& work) const {
+    last_first(blocks(), arrays * kRowsSummed * n(0) * int64_t(sizeof(T)), work);
   }
 
   // Mean and second moment of each column of block j.
@@ -109,9 +108,9 @@ struct Slabs {
   void moments(int64_t unit, int64_t j, double factor, A* scratch, double* mean, double* m2) const {
     const Block<T> b = block(unit, j, static_cast<const T*>(call.x));
     if (call.removes_mean)
-      block_columns<A, true, Scaled>(b, factor, scratch, mean, m2);
+      block_columns<A, true, Scaled>(b, factor, scratch, b.n, mean, m2);
     else
-      block_columns<A, false, Scaled>(b, factor, scratch, mean, m2);
+      block_columns<A, false, Scaled>(b, factor, scratch, b.n, mean, m2);
   }
 
   // Block j's moments into those of the blocks before it.

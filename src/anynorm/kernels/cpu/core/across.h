@@ -1,14 +1,15 @@
 // Across: as columns, but each row has a scale of its own and every column is a group.
 
 // Columns that are taken together, so that a tile of all rows stays in the second-level cache. Of many rows that would
-// be so short a part of each that the processor does not foresee it; then more, as long as there are tiles for many
-// threads.
+// be so short a part of each that the processor does not foresee it; then more, as far as a larger cache would hold them
+// and there are tiles for many threads, whose number must not decide.
 template <class T>
 int64_t tile_across(const Geometry& g) {
-  constexpr int64_t kTile = 256 * 1024, kShort = 256, kLong = 1024, kLeast = 64, kMost = 2048, kTiles = 16;
-  const int64_t fit = kTile / most(1, g.rows * int64_t(sizeof(T)));
-  const int64_t wide = fit > kShort ? fit : most(fit, least(kLong, g.outer.size * g.columns.size / kTiles));
-  const int64_t tile = most(kLeast, least(wide, kMost));
+  constexpr int64_t kTile = 256 * 1024, kLarge = 1024 * 1024, kTiles = 64;
+  constexpr int64_t kLeast = 64, kShort = 256, kLong = 1024, kMost = 2048;
+  const int64_t row = most(1, g.rows * int64_t(sizeof(T))), fit = kTile / row;
+  const int64_t more = least(least(kLong, kLarge / row), g.outer.size * g.columns.size / kTiles);
+  const int64_t tile = most(kLeast, least(fit > kShort ? fit : most(fit, more), kMost));
   const int64_t tiles = (g.columns.size + tile - 1) / tile, even = (g.columns.size + tiles - 1) / tiles;
   return (even + 15) / 16 * 16;  // whole lines of `line_of`
 }
@@ -141,10 +142,11 @@ struct Across {
   int64_t at(int64_t unit) const { return g.outer.at(unit / tiles).x + unit % tiles * tile; }
   int64_t group(int64_t unit) const { return g.outer.at(unit / tiles).group + unit % tiles * tile; }
 
-  // Whether the columns are so few that all that belongs to them stays in registers.
+  // Whether the columns are so few that all that belongs to them stays in registers. Of arrays in the precision of the
+  // arithmetic alone: it is code of its own for every number of vectors.
   template <class A>
   bool are_few() const {
-    return vectors_of<A>(g.columns.size) <= kFew;
+    return vectors_of<A>(g.columns.size) <= kFew && !call.past;
   }
 
   // work(row, how many from there on, their scales, their offsets) for all rows, from the first on for sums, and from
@@ -241,12 +243,14 @@ struct Across {
     const int64_t n = this->n(unit);
     const Lines<A> l = {reinterpret_cast<A*>(room), line_of(n)};
     centre(s, n, l);
-    if (are_few<A>() && !call.past)
-      return in_few(vectors_of<A>(n), [&](auto few) {
-        apply_few<A, decltype(few)::value>(static_cast<const T*>(call.x) + at(unit),
-                                           static_cast<T*>(call.y) + at(unit), g.rows, n, g.columns.size, l.centre(),
-                                           static_cast<const W*>(call.scale), static_cast<const W*>(call.offset));
-      });
+    if constexpr (sizeof(A) == sizeof(T)) {
+      if (are_few<A>())
+        return in_few(vectors_of<A>(n), [&](auto few) {
+          apply_few<A, decltype(few)::value>(static_cast<const T*>(call.x) + at(unit),
+                                             static_cast<T*>(call.y) + at(unit), g.rows, n, g.columns.size, l.centre(),
+                                             static_cast<const W*>(call.scale), static_cast<const W*>(call.offset));
+        });
+    }
     over_rows<A>(true, [&](int64_t row, auto many, const A* by, const A* more) {
       const int64_t place = at(unit) + row * g.columns.size;
       apply_across<A, decltype(many)::value>(static_cast<const T*>(call.x) + place, static_cast<T*>(call.y) + place,
@@ -314,14 +318,16 @@ struct Across {
     }
     for (int64_t i = 0; i < kLanes<double>; ++i)
       if (lost[i]) return false;
-    if (are_few<A>() && !call.past) {
-      in_few(vectors_of<A>(n), [&](auto few) {
-        project_few<A, decltype(few)::value>(static_cast<const T*>(call.x) + at(unit),
-                                             static_cast<const T*>(call.dy) + at(unit),
-                                             static_cast<T*>(call.dx) + at(unit), g.rows, n, g.columns.size, l.centre(),
-                                             l.projection(), static_cast<const W*>(call.scale));
-      });
-      return true;
+    if constexpr (sizeof(A) == sizeof(T)) {
+      if (are_few<A>()) {
+        in_few(vectors_of<A>(n), [&](auto few) {
+          project_few<A, decltype(few)::value>(static_cast<const T*>(call.x) + at(unit),
+                                               static_cast<const T*>(call.dy) + at(unit),
+                                               static_cast<T*>(call.dx) + at(unit), g.rows, n, g.columns.size,
+                                               l.centre(), l.projection(), static_cast<const W*>(call.scale));
+        });
+        return true;
+      }
     }
     over_rows<A>(true, [&](int64_t row, auto many, const A* by, const A*) {
       const int64_t place = at(unit) + row * g.columns.size;

@@ -16,7 +16,7 @@ constexpr bool kIsDouble = sizeof(T) == 8;
 // Bytes below which another thread costs more than it saves.
 constexpr int64_t kGrain = 64 * 1024;
 
-// Room that begins with a line of the cache, so that no vector in it is of two.
+// Room that begins with a line of the cache: vectors of lines of numbers that are as long as whole ones are of one each.
 template <class E>
 struct Buffer {
   explicit Buffer(int64_t n)

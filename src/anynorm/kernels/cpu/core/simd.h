@@ -230,7 +230,7 @@ inline void store_part(T* p, int64_t n, Vec<A> v) {
   for (int64_t i = 0; i < n; ++i) p[i] = whole[i];
 }
 
-// Whether a part of a vector is stored as fast as a whole one.
+// Whether a part of a vector is stored as fast as a whole one; but for doubles to arrays of less.
 #if defined(__AVX512F__)
 constexpr bool kStoresParts = true;
 #else

@@ -45,7 +45,7 @@ inline int64_t vectors_of(int64_t n) {
 }
 
 template <class A, int N, class T, class W>
-void apply_few(const T* x, T* y, int64_t rows, int64_t n, int64_t stride, ColumnCentre<A> c, const W* scale,
+ANYNORM_APART ANYNORM_FLAT void apply_few(const T* x, T* y, int64_t rows, int64_t n, int64_t stride, ColumnCentre<A> c, const W* scale,
                const W* offset) {
   const bool twice = x != y;
   Centred<A> k[N];
@@ -61,7 +61,7 @@ void apply_few(const T* x, T* y, int64_t rows, int64_t n, int64_t stride, Column
 }
 
 template <class A, int N, class T, class W>
-void project_few(const T* x, const T* dy, T* dx, int64_t rows, int64_t n, int64_t stride, ColumnCentre<A> c,
+ANYNORM_APART ANYNORM_FLAT void project_few(const T* x, const T* dy, T* dx, int64_t rows, int64_t n, int64_t stride, ColumnCentre<A> c,
                  ColumnProjection<A> p, const W* scale) {
   const bool twice = dx != x && dx != dy;
   Centred<A> k[N];

@@ -259,6 +259,47 @@ def test_channels_taken_together_have_the_bits_that_they_have_alone(
             assert same_bits(getattr(alone, name).reshape(2)[:1], getattr(whole, name).reshape(-1)[c : c + 1]), name
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("n", [2, 7, 16, 31, 64, 100, 260])
+def test_short_rows_have_the_bits_that_they_have_alone(n: int, dtype: str, isa: str) -> None:
+    """Also beside one that needs doubles, one far from its first numbers, and one that is lost."""
+    case = replace(BY_NAME["layer, last axis"], shape=(37, n))
+    x, dy, scale, offset = arrays(case, dtype, mean=3.0)
+    x[5] *= np.array({"float64": 1e200, "float16": 1e3}.get(dtype, 1e30)).astype(x.dtype)
+    x[18, n // 2] += np.array(100).astype(x.dtype)
+    x[30, 0] = np.nan
+    whole = Run(case, x, dy, scale, offset)
+    for i in range(len(x)):
+        alone = Run(replace(case, shape=(1, n)), x[i : i + 1], dy[i : i + 1], scale, offset)
+        for name in ("y", "dx", "mean", "variance", "saved"):
+            assert same_bits(getattr(alone, name).reshape(-1), getattr(whole, name).reshape(37, -1)[i]), (name, i)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_few_columns_have_the_bits_that_they_have_among_many(dtype: str, isa: str) -> None:
+    """Of layer normalization over channels; also in place, and beside a column that is lost: with whatever NaN."""
+    case = replace(BY_NAME["layer, channels first"], shape=(3, 37, 1, 150))
+    x, dy, scale, offset = arrays(case, dtype, mean=3.0)
+
+    def known(a: np.ndarray) -> np.ndarray:
+        return np.where(a == a, a, np.array(7).astype(a.dtype))
+
+    for lost in (False, True):
+        if lost:
+            x[2, 4, 0, 0] = np.nan
+        many = Run(case, x, dy, scale, offset)
+        for n in (1, 3, 4, 7, 8, 15, 16, 17, 33, 49, 64, 65, 100, 128, 129):
+            part = replace(case, shape=(3, 37, 1, n))
+            few = Run(part, *(np.ascontiguousarray(a[..., :n]) for a in (x, dy)), scale, offset)
+            for name in ("y", "dx"):
+                assert same_bits(known(getattr(few, name)), known(getattr(many, name)[..., :n])), (name, n)
+            y, dx = few.x.copy(), few.dy.copy()
+            call("forward", few.problem, y, scale, offset, y, None, None, None)
+            call("backward", few.problem, few.x, dx, scale, few.saved, dx, None, None)
+            assert same_bits(known(y), known(few.y)), n
+            assert same_bits(known(dx), known(few.dx)), n
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_constant_groups_come_out_as_offset(case: Case, isa: str) -> None:
     x, dy, scale, offset = arrays(case)

@@ -20,6 +20,7 @@ namespace {
 // In this order: each builds on those before it.
 #include "numbers.h"
 #include "simd.h"
+#include "sums.h"
 #include "over.h"
 #include "common.h"
 #include "rows.h"
@@ -32,6 +33,7 @@ namespace {
 #include "slabs.h"
 #include "columns_forward.h"
 #include "columns_backward.h"
+#include "across_few.h"
 #include "across.h"
 
 template <class T>

@@ -186,6 +186,28 @@ def test_a_sample_alone_gives_the_same_bits_as_in_a_batch(case: Case, dtype: str
         assert same_bits(alone.dx, whole.dx[part])
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_pages_of_columns_have_the_bits_of_their_parts(dtype: str, isa: str) -> None:
+    """Rows a page apart, too many for the sets of a cache: a page at once, but parts of one for few and for threads."""
+    page = 4096 // np.dtype(TYPES[dtype]).itemsize
+    case = replace(BY_NAME["layer, channels first"], shape=(2, 280, page // 32, 32))
+    x, dy, scale, offset = arrays(case, dtype, mean=3.0)
+    whole = Run(case, x, dy, scale, offset)
+    if dtype == "float32":
+        wanted = case.reference(x, scale, offset)
+        ulps(whole.y, wanted.y)
+        for name, theirs in zip(("dx", "dscale", "doffset"), wanted.backward(dy), strict=True):
+            relative(getattr(whole, name), theirs, 2e-6, name)
+    for threads in (2, 9):
+        other = Run(case, x, dy, scale, offset, threads=threads)
+        for name in ("y", "mean", "variance", "saved", "dx", "dscale", "doffset"):
+            assert same_bits(getattr(whole, name), getattr(other, name)), (name, threads)
+    for i in range(2):
+        alone = Run(replace(case, shape=(1, *case.shape[1:])), x[i : i + 1].copy(), dy[i : i + 1].copy(), scale, offset)
+        assert same_bits(alone.y, whole.y[i : i + 1])
+        assert same_bits(alone.dx, whole.dx[i : i + 1])
+
+
 @pytest.mark.parametrize("length", [8, 20, 64, 300])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_rows_have_the_signs_of_zero_that_they_have_alone(dtype: str, length: int, isa: str) -> None:

@@ -1,17 +1,37 @@
 // Across: as columns, but each row has a scale of its own and every column is a group.
 
-// Columns that are taken together, so that a tile of all rows stays in the second-level cache. Of many rows that would
-// be so short a part of each that the processor does not foresee it; then more, as far as a larger cache would hold them
-// and there are tiles for many threads, whose number must not decide.
+constexpr int64_t kPage = 4096;
+
+// Whether the rows of any tile get into each other's way: at multiples of a large power of two they share a few sets of
+// the second-level cache, which hold no more than some of them.
 template <class T>
-int64_t tile_across(const Geometry& g) {
+bool rows_collide(const Geometry& g) {
+  const int64_t row = g.columns.size * int64_t(sizeof(T)), step = row & -row;
+  return step >= kPage && g.rows * step > int64_t(1) << 20;
+}
+
+// Columns whose sums over a row are taken together, whatever the threads, and which make up a tile at least: all rows of
+// it stay in the second-level cache. Of many rows that would be so short a part of each that the processor does not
+// foresee it; then more, as far as a larger cache would hold them and there are tiles for many threads.
+template <class T>
+int64_t part_across(const Geometry& g) {
   constexpr int64_t kTile = 256 * 1024, kLarge = 1024 * 1024, kTiles = 64;
   constexpr int64_t kLeast = 64, kShort = 256, kLong = 1024, kMost = 2048;
+  if (rows_collide<T>(g)) return kPage / 4 / int64_t(sizeof(T));
   const int64_t row = most(1, g.rows * int64_t(sizeof(T))), fit = kTile / row;
   const int64_t more = least(least(kLong, kLarge / row), g.outer.size * g.columns.size / kTiles);
   const int64_t tile = most(kLeast, least(fit > kShort ? fit : most(fit, more), kMost));
   const int64_t tiles = (g.columns.size + tile - 1) / tile, even = (g.columns.size + tiles - 1) / tiles;
   return (even + 15) / 16 * 16;  // whole lines of `line_of`
+}
+
+// Columns of a tile: of rows that no cache keeps a page, unless threads would be without work.
+template <class T>
+int64_t tile_across(const Call& call) {
+  const Geometry& g = call.geometry;
+  const int64_t part = part_across<T>(g), page = kPage / int64_t(sizeof(T));
+  const bool wide = rows_collide<T>(g) && g.outer.size * g.columns.size >= 2 * call.threads * page;
+  return wide ? page : part;
 }
 
 // R rows at once, so that what belongs to a column is loaded once for all of them.
@@ -79,14 +99,17 @@ struct Across {
   typedef Work<T> W;
   const Call& call;
   const Geometry& g;
-  int64_t tile, tiles, units;
+  int64_t part, tile, tiles, units;
 
-  explicit Across(const Call& c) : call(c), g(c.geometry), tile(tile_across<T>(g)) {
+  explicit Across(const Call& c) : call(c), g(c.geometry), part(part_across<T>(g)), tile(tile_across<T>(c)) {
     tiles = (g.columns.size + tile - 1) / tile;
     units = g.outer.size * tiles;
   }
   int64_t n(int64_t unit) const { return least(tile, g.columns.size - unit % tiles * tile); }
   int64_t at(int64_t unit) const { return g.outer.at(unit / tiles).x + unit % tiles * tile; }
+  // Its first part among those of all units, and how many there are in a matrix.
+  int64_t first_part(int64_t unit) const { return unit / tiles * parts() + unit % tiles * (tile / part); }
+  int64_t parts() const { return (g.columns.size + part - 1) / part; }
   int64_t group(int64_t unit) const { return g.outer.at(unit / tiles).group + unit % tiles * tile; }
 
   // Whether the columns are so few that all that belongs to them stays in registers. Of arrays in the precision of the
@@ -205,7 +228,7 @@ struct Across {
     });
   }
 
-  // `room`: 10 lines; affine: room for the rows' sums, or NULL.
+  // `room`: 10 lines; affine: room for the rows' sums of each part, or NULL.
   template <class A>
   ANYNORM_FLAT void backward(int64_t unit, double* room, Sums* affine) const {
     const Statistic* s = call.statistics + group(unit);
@@ -230,10 +253,16 @@ struct Across {
       const auto sum = [&](auto ahead) {
         over_rows<A>(false, [&](int64_t row, auto many, const A* by, const A*) {
           constexpr int R = decltype(many)::value;
-          Sums of_row[R];
-          sum_across<A, R, decltype(ahead)::value>(x + row * stride, dy + row * stride, n, stride, l.centre(), by,
-                                                   some_plain, some_with_h, of_row);
-          for (int r = 0; affine != nullptr && r < R; ++r) affine[row + r] = of_row[r];
+          Sums* of_part = affine;
+          for (int64_t i = 0; i < n; i += part) {
+            const int64_t at = row * stride + i;
+            Sums of_row[R];
+            sum_across<A, R, decltype(ahead)::value>(x + at, dy + at, least(part, n - i), stride, l.centre().from(i), by,
+                                                     some_plain + i, some_with_h + i, of_row);
+            if (affine == nullptr) continue;
+            for (int r = 0; r < R; ++r) of_part[row + r] = of_row[r];
+            of_part += g.rows;
+          }
           if ((row + R) % kRowsSummed == 0) pour();
         });
       };
@@ -316,14 +345,15 @@ int backward_across(const Call& call) {
   const Across<T> a(call);
   const Geometry& g = call.geometry;
   const bool wants_affine = call.affine_sums != nullptr;
-  Buffer<Sums> affine(wants_affine ? a.units * g.rows : 0);
+  const int64_t parts = g.outer.size * a.parts();
+  Buffer<Sums> affine(wants_affine ? parts * g.rows : 0);
   if (affine.failed()) return ANYNORM_NO_MEMORY;
   const int64_t each_task = grain(2 * g.rows * a.tile * int64_t(sizeof(T)));
   const int failure = each(call, (a.units + each_task - 1) / each_task, [&](int64_t task) {
     Buffer<double> room(10 * a.tile);
     if (room.failed()) return int(ANYNORM_NO_MEMORY);
     for (int64_t unit = task * each_task; unit < least(a.units, (task + 1) * each_task); ++unit) {
-      Sums* rows = wants_affine ? affine.data + unit * g.rows : nullptr;
+      Sums* rows = wants_affine ? affine.data + a.first_part(unit) * g.rows : nullptr;
       if (any_wide<T>(call.statistics + a.group(unit), a.n(unit)))
         a.template backward<double>(unit, room.data, rows);
       else
@@ -332,10 +362,10 @@ int backward_across(const Call& call) {
     return 0;
   });
   if (failure != 0 || !wants_affine) return failure;
-  for (int64_t unit = 0; unit < a.units; ++unit)
+  for (int64_t part = 0; part < parts; ++part)
     for (int64_t row = 0; row < g.rows; ++row) {
-      call.affine_sums[row].plain += affine[unit * g.rows + row].plain;
-      call.affine_sums[row].with_h += affine[unit * g.rows + row].with_h;
+      call.affine_sums[row].plain += affine[part * g.rows + row].plain;
+      call.affine_sums[row].with_h += affine[part * g.rows + row].with_h;
     }
   return 0;
 }

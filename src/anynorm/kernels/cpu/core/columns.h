@@ -141,6 +141,7 @@ struct ColumnCentre {
   inline Centred<A> at(int64_t i, Lanes lanes) const {
     return {lanes.load(mean + i), lanes.load(minus + i), lanes.load(rest + i)};
   }
+  ColumnCentre from(int64_t i) const { return {mean + i, minus + i, rest + i}; }
 };
 
 template <class A, int R, bool Ahead, class T>

@@ -14,6 +14,21 @@ namespace {
 // Bytes of the last cache: -1 until somebody asks, 0 where nobody tells.
 std::atomic<int64_t> last_cache{-1};
 
+// More of a last cache than any processor has for each of those that share it.
+constexpr int64_t kShare = int64_t(24) << 20;
+
+// Processors that share the last cache, from a list as "0-3,8"; 0 where nobody tells.
+int64_t sharing() {
+  FILE* file = fopen("/sys/devices/system/cpu/cpu0/cache/index3/shared_cpu_list", "r");
+  if (file == nullptr) return 0;
+  int64_t all = 0;
+  long first, last;
+  for (int read; (read = fscanf(file, "%ld-%ld", &first, &last)) > 0; fgetc(file))
+    all += read == 2 ? last - first + 1 : 1;
+  fclose(file);
+  return all;
+}
+
 int64_t last_cache_bytes() {
   int64_t bytes = last_cache.load(std::memory_order_relaxed);
   if (bytes >= 0) return bytes;
@@ -25,6 +40,9 @@ int64_t last_cache_bytes() {
     fclose(file);
   }
   bytes = int64_t(kib) * 1024;
+  // A virtual machine of few processors is told of a server's whole cache, which others fill.
+  const int64_t share = sharing() * kShare;
+  if (share > 0 && bytes > share) bytes = share;
 #else
   bytes = 0;
 #endif

@@ -1,5 +1,28 @@
 // Rows with a scale for each element (layer and RMS normalization), backward.
 
+template <class A, class T>
+ANYNORM_APART void project_row_past(const T* x, const T* dy, T* dx, int64_t n, const Work<T>* scale, Vec<A> by,
+                                    Projected<A> p) {
+  over_vectors_past<A>(n, [&](int64_t i, auto lanes) {
+    lanes.store(dx + i, dx_of(p.k, lanes.load(x + i, p.k.mean), lanes.load(dy + i), Vec<A>(lanes.load(scale + i) * by),
+                              p.slope, p.level));
+  });
+}
+
+// Row by row, though several would share scale: a processor takes a load for the value of a store 4096 bytes away until
+// that is done.
+template <class A, class T>
+inline void project_row(const T* x, const T* dy, T* dx, int64_t n, const Work<T>* scale, Vec<A> by,
+                        const Projected<A>& p, bool past) {
+  if (past && row_can_go_past<A>(dx, n)) return project_row_past<A>(x, dy, dx, n, scale, by, p);
+  const Centred<A> k(p.k.mean, p.k.minus, p.k.rest);
+  const Vec<A> slope = p.slope, level = p.level;
+  over_pairs<A>(n, [&](int64_t i, auto lanes) {
+    lanes.store(dx + i, dx_of(k, lanes.load(x + i, k.mean), lanes.load(dy + i), Vec<A>(lanes.load(scale + i) * by),
+                              slope, level));
+  });
+}
+
 // R rows at once, so that what is added to dscale and doffset is loaded and stored once for all of them.
 template <class T, class A, int R>
 struct RowsAtOnce {
@@ -15,10 +38,10 @@ struct RowsAtOnce {
     return p[r].fits;
   }
 
-  // Sums of g and g * h into `sums`; of dy * h and dy into dscale and doffset unless they are NULL. Ahead: what lies R
-  // rows further on is fetched.
+  // Sums of g and g * h into `sums`; of dy * h and dy into dscale and doffset unless they are NULL. Ahead: what lies
+  // `next` elements further on is fetched.
   template <bool Affine, bool Ahead>
-  inline void sum(const Work<T>* scale, A* dscale, A* doffset, int64_t n, Sums* sums) const {
+  inline void sum(const Work<T>* scale, A* dscale, A* doffset, int64_t n, int64_t next, Sums* sums) const {
     Centred<A> own[R];
     for (int r = 0; r < R; ++r) own[r] = Centred<A>(k[r]);
     for (int64_t begin = 0; begin < n; begin += kBlock) {
@@ -28,7 +51,7 @@ struct RowsAtOnce {
         const Vec<A> by = lanes.load(scale + i);
         Vec<A> ds = Affine ? lanes.load(dscale + i) : Vec<A>{}, db = Affine ? lanes.load(doffset + i) : Vec<A>{};
         for (int r = 0; r < R; ++r) {
-          if (Ahead) fetch(x[r] + R * n + i), fetch(dy[r] + R * n + i);
+          if (Ahead) fetch(x[r] + next + i), fetch(dy[r] + next + i);
           const Vec<A> h = own[r].h(lanes.load(x[r] + i, own[r].mean)), g = lanes.load(dy[r] + i), scaled = g * by;
           if (Affine) {
             ds = fma(g, h, ds);
@@ -47,36 +70,8 @@ struct RowsAtOnce {
   }
 
   inline void project(const Work<T>* scale, int64_t n, bool past) const {
-    for (int r = 0; r < R; ++r) past = past && row_can_go_past<A>(dx[r], n);
-    if (past) return project_past(scale, n);
-    Centred<A> own[R];
-    Vec<A> by[R], slope[R], level[R];
-    for (int r = 0; r < R; ++r) {
-      own[r] = Centred<A>(k[r]), by[r] = broadcast(rstd[r]);
-      slope[r] = broadcast(p[r].slope), level[r] = broadcast(p[r].level);
-    }
-    const auto make = [&](int64_t i, auto lanes) {
-      const Vec<A> s = lanes.load(scale + i);
-      for (int r = 0; r < R; ++r)
-        lanes.store(dx[r] + i, dx_of(own[r], lanes.load(x[r] + i, own[r].mean), lanes.load(dy[r] + i),
-                                     Vec<A>(s * by[r]), slope[r], level[r]));
-    };
-    over_pairs<A>(n, make);
-  }
-
- private:
-  // Row by row: a processor takes a load for the value of a store 4096 bytes away until that is done, which lasts here.
-  ANYNORM_APART void project_past(const Work<T>* scale, int64_t n) const {
-    for (int r = 0; r < R; ++r) {
-      const Centred<A> own(k[r]);
-      const Vec<A> by = broadcast(rstd[r]), slope = broadcast(p[r].slope), level = broadcast(p[r].level);
-      const T *from = x[r], *grad = dy[r];
-      T* const to = dx[r];
-      over_vectors_past<A>(n, [&](int64_t i, auto lanes) {
-        lanes.store(to + i, dx_of(own, lanes.load(from + i, own.mean), lanes.load(grad + i),
-                                  Vec<A>(lanes.load(scale + i) * by), slope, level));
-      });
-    }
+    for (int r = 0; r < R; ++r)
+      project_row<A>(x[r], dy[r], dx[r], n, scale, broadcast(rstd[r]), {k[r], p[r]}, past);
   }
 };
 
@@ -108,7 +103,7 @@ void backward_elements_at(const Call& call, int64_t group, const Work<T>* scale,
     for (int64_t i = 0; i < g.pieces.size; ++i) {
       const int64_t place = to_piece(rows, i);
       rows.template sum<kAffine, decltype(ahead)::value>(scale + place, kAffine ? dscale + place : nullptr,
-                                                         kAffine ? doffset + place : nullptr, g.c, sums);
+                                                         kAffine ? doffset + place : nullptr, g.c, R * g.c, sums);
     }
   };
   if (!call.sums_given) {
@@ -133,6 +128,57 @@ void backward_elements_at(const Call& call, int64_t group, const Work<T>* scale,
   if (!project(rows)) project(wide);
 }
 
+// Bytes of a row below which what dx needs of it takes as long as its elements.
+constexpr int64_t kShortGradient = 512;
+
+// Sums and dx of `many` groups of one short piece each, a multiple of 4 of them, none wide, all with the first place of
+// scale: first the sums of all, then what dx needs of four together.
+template <class T>
+ANYNORM_APART void backward_short(const Call& call, int64_t group, int64_t many, const Work<T>* scale,
+                                  Work<T>* dscale, Work<T>* doffset) {
+  typedef Work<T> W;
+  constexpr int R = 4, kPair = 2;
+  typedef Together<double, R> D;
+  const int64_t n = call.geometry.c;
+  const Statistic* const statistics = call.statistics + group;
+  RowsAtOnce<T, W, kPair> pair[kShortRows / kPair];
+  Sums sums[kShortRows] = {};
+  const auto sum = [&](auto affine) {
+    for (int64_t r = 0; r < many; ++r) {
+      auto& rows = pair[r / kPair];
+      const int64_t at = offset(call.geometry.outer, group + r), k = r % kPair;
+      rows.x[k] = static_cast<const T*>(call.x) + at, rows.dy[k] = static_cast<const T*>(call.dy) + at;
+      rows.dx[k] = call.dx == nullptr ? nullptr : static_cast<T*>(call.dx) + at;
+      rows.k[k] = Centre<W>(statistics[r]);
+      if (k == kPair - 1)
+        rows.template sum<decltype(affine)::value, true>(scale, dscale, doffset, n, many * n, sums + r - k);
+    }
+  };
+  dscale == nullptr ? sum(Given<false>()) : sum(Given<true>());
+  if (call.sums != nullptr) memcpy(static_cast<void*>(call.sums + group), sums, size_t(many) * sizeof *sums);
+  if (call.dx == nullptr) return;
+  for (int64_t r = 0; r < many; r += R) {
+    D rstd, rest, plain, with_h;
+    for (int i = 0; i < R; ++i) {
+      rstd[i] = statistics[r + i].rstd, rest[i] = double(pair[(r + i) / kPair].k[i % kPair].rest);
+      plain[i] = sums[r + i].plain, with_h[i] = sums[r + i].with_h;
+    }
+    const ProjectionOf<W, D> p(call, rstd, rest, plain, with_h);
+    for (int i = 0; i < R; ++i) {
+      const auto& rows = pair[(r + i) / kPair];
+      const int k = i % kPair;
+      const T *x = rows.x[k], *dy = rows.dy[k];
+      if (!p.lost[i]) {
+        const Projected<W> own(rows.k[k], W(p.slope[i]), W(p.level[i]));
+        project_row<W>(x, dy, rows.dx[k], n, scale, broadcast(W(rstd[i])), own, false);
+      } else {
+        const Projected<double> own(statistics[r + i], Projection<double>(call, statistics[r + i], sums[r + i]));
+        project_row<double>(x, dy, rows.dx[k], n, scale, broadcast(double(rstd[i])), own, false);
+      }
+    }
+  }
+}
+
 // n numbers to as many doubles; zeros stay behind.
 template <class W>
 void pour(W* from, double* into, int64_t n) {
@@ -152,6 +198,9 @@ int backward_elements(const Call& call) {
   const int64_t batches = (g.groups + batch - 1) / batch;
   bool shared = true;  // one place of scale for all groups
   for (int i = 0; i < g.outer.rank; ++i) shared = shared && g.outer.affine[i] == 0;
+  const int64_t row = g.c * int64_t(sizeof(T));
+  const bool is_short = shared && !call.sums_given && g.pieces.size == 1 && row < kShortGradient && !kIsDouble<T>;
+  const int64_t at_once = is_short ? short_rows_of(row) : 0;
   Buffer<double> partial(wants_affine ? 2 * batches * n : 0);
   Buffer<Work<T>> ones(call.scale == nullptr ? n : 0);
   if (partial.failed() || ones.failed()) return ANYNORM_NO_MEMORY;
@@ -168,8 +217,12 @@ int backward_elements(const Call& call) {
     const int64_t end = least(g.groups, (task + 1) * batch);
     int64_t poured = task * batch;
     for (int64_t i = task * batch; i < end;) {
+      const int64_t several = least(at_once, end - i) / 4 * 4;
       const bool two = i + 1 < end && shared && !is_wide<T>(call.statistics[i]) && !is_wide<T>(call.statistics[i + 1]);
-      if (two) {
+      if (several > 0 && !any_wide<T>(call.statistics + i, several)) {
+        backward_short<T>(call, i, several, scale, dscale, doffset);
+        i += several;
+      } else if (two) {
         backward_elements_at<T, Work<T>, 2>(call, i, scale, dscale, doffset);
         i += 2;
       } else if (!is_wide<T>(call.statistics[i])) {

@@ -55,8 +55,9 @@ struct Projected {
   Centred<A> k;
   Vec<A> slope, level;
   Projected() {}
-  Projected(const Statistic& s, const Projection<A>& p)
-      : k(Centre<A>(s)), slope(broadcast(p.slope)), level(broadcast(p.level)) {}
+  Projected(const Centre<A>& k, A slope, A level) : k(k), slope(broadcast(slope)), level(broadcast(level)) {}
+  Projected(const Centre<A>& k, const Projection<A>& p) : Projected(k, p.slope, p.level) {}
+  Projected(const Statistic& s, const Projection<A>& p) : Projected(Centre<A>(s), p) {}
 };
 
 template <class A, class T>

@@ -7,6 +7,9 @@ constexpr int64_t kShortRow = 4096;
 // past the caches, and a processor takes a load for the value of a store 4096 bytes away until that is done.
 constexpr int64_t kNarrowRow = 1024;
 
+// And from which on these are written one by one all the same: stores to several places in turn take longer.
+constexpr int64_t kOneByOne = 512;
+
 // Groups of one block each, R at once: the processor works on one row's sums while another's are still on their way.
 // A row's own arithmetic is the same for every R. A second moment is NaN, which nobody takes for a good one, where the
 // shift lay far from the mean.
@@ -123,7 +126,12 @@ inline void short_rows(const Call& call, const Blocks& b, int64_t group, int64_t
       T* y[R];
       for (int i = 0; i < R; ++i) y[i] = static_cast<T*>(call.y) + at[r + i].x;
       const W *scale = static_cast<const W*>(call.scale), *offset = static_cast<const W*>(call.offset);
-      scale_rows<W, R>(x + r, y, b.length, found + r, scale + place, offset == nullptr ? nullptr : offset + place);
+      scale += place;
+      if (offset != nullptr) offset += place;
+      if (b.length * int64_t(sizeof(T)) < kOneByOne)
+        scale_rows<W, R>(x + r, y, b.length, found + r, scale, offset);
+      else
+        for (int i = 0; i < R; ++i) scale_rows<W, 1>(x + r + i, y + i, b.length, found + r + i, scale, offset);
       continue;
     }
     for (int64_t i = r; i < least(many, r + R); ++i) apply_group<T>(call, at[i], found[i], 0, 1, 0, b.length);

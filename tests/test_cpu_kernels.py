@@ -193,17 +193,22 @@ def test_a_sample_alone_gives_the_same_bits_as_in_a_batch(case: Case, dtype: str
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_pages_of_columns_have_the_bits_of_their_parts(dtype: str, isa: str) -> None:
-    """Rows a page apart, too many for the sets of a cache: a page at once, but parts of one for few and for threads."""
+    """Rows four pages apart, too many for the sets of a cache: a page at once, but parts of one where threads need work.
+
+    Also beside a column that needs doubles, and one whose gradient does.
+    """
     page = 4096 // np.dtype(TYPES[dtype]).itemsize
-    case = replace(BY_NAME["layer, channels first"], shape=(2, 280, page // 32, 32))
+    case = replace(BY_NAME["layer, channels first"], shape=(2, 280, page // 8, 32))
     x, dy, scale, offset = arrays(case, dtype, mean=3.0)
+    x[0, :, 0, 5] *= np.array({"float64": 1e200, "float16": 1e3}.get(dtype, 1e30)).astype(x.dtype)
+    dy[1, :, 40, 7] *= np.array({"float64": 1e-200, "float16": 1e-6}.get(dtype, 1e-36)).astype(x.dtype)
     whole = Run(case, x, dy, scale, offset)
     if dtype == "float32":
         wanted = case.reference(x, scale, offset)
         ulps(whole.y, wanted.y)
         for name, theirs in zip(("dx", "dscale", "doffset"), wanted.backward(dy), strict=True):
             relative(getattr(whole, name), theirs, 2e-6, name)
-    for threads in (2, 9):
+    for threads in (2, 5, 9):
         other = Run(case, x, dy, scale, offset, threads=threads)
         for name in ("y", "mean", "variance", "saved", "dx", "dscale", "doffset"):
             assert same_bits(getattr(whole, name), getattr(other, name)), (name, threads)
@@ -289,17 +294,22 @@ def test_channels_taken_together_have_the_bits_that_they_have_alone(
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("n", [2, 7, 16, 31, 64, 100, 260])
 def test_short_rows_have_the_bits_that_they_have_alone(n: int, dtype: str, isa: str) -> None:
-    """Also beside one that needs doubles, one far from its first numbers, and one that is lost."""
-    case = replace(BY_NAME["layer, last axis"], shape=(37, n))
+    """Also by halves, beside one that needs doubles, one whose gradient does, one far from its first, and one lost."""
+    case = replace(BY_NAME["layer, last axis"], shape=(38, n))
     x, dy, scale, offset = arrays(case, dtype, mean=3.0)
+    dy[[12, 37]] *= np.array({"float64": 1e-200, "float16": 1e-6}.get(dtype, 1e-36)).astype(x.dtype)
     x[5] *= np.array({"float64": 1e200, "float16": 1e3}.get(dtype, 1e30)).astype(x.dtype)
     x[18, n // 2] += np.array(100).astype(x.dtype)
     x[30, 0] = np.nan
     whole = Run(case, x, dy, scale, offset)
+    sums, dx = np.full_like(whole.saved, np.nan), np.full_like(x, np.nan)
+    call("backward_sums", whole.problem, x, dy, scale, whole.saved, sums, None, None)
+    call("backward_apply", whole.problem, x, dy, scale, whole.saved, sums, 0.0, dx)
+    assert same_bits(known(dx), known(whole.dx))
     for i in range(len(x)):
         alone = Run(replace(case, shape=(1, n)), x[i : i + 1], dy[i : i + 1], scale, offset)
         for name in ("y", "dx", "mean", "variance", "saved"):
-            one, other = getattr(alone, name).reshape(-1), getattr(whole, name).reshape(37, -1)[i]
+            one, other = getattr(alone, name).reshape(-1), getattr(whole, name).reshape(38, -1)[i]
             assert same_bits(known(one), known(other)), (name, i)
 
 

@@ -1,37 +1,38 @@
 // Across: as columns, but each row has a scale of its own and every column is a group.
 
-constexpr int64_t kPage = 4096;
+// How columns are cut. Into parts, whatever the threads and the number of matrices: all rows of one stay in the
+// second-level cache, its sums over a row are one number, and a column that needs doubles takes all of it there. And
+// into tiles of several parts, whose rows are read at once.
+struct Cut {
+  int64_t part, tile;
+  static constexpr int64_t kMost = 16;  // parts of a tile
+};
 
-// Whether the rows of any tile get into each other's way: at multiples of a large power of two they share a few sets of
-// the second-level cache, which hold no more than some of them.
 template <class T>
-bool rows_collide(const Geometry& g) {
-  const int64_t row = g.columns.size * int64_t(sizeof(T)), step = row & -row;
-  return step >= kPage && g.rows * step > int64_t(1) << 20;
-}
-
-// Columns whose sums over a row are taken together, whatever the threads, and which make up a tile at least: all rows of
-// it stay in the second-level cache. Of many rows that would be so short a part of each that the processor does not
-// foresee it; then more, as far as a larger cache would hold them and there are tiles for many threads.
-template <class T>
-int64_t part_across(const Geometry& g) {
-  constexpr int64_t kTile = 256 * 1024, kLarge = 1024 * 1024, kTiles = 64;
+Cut cut_across(const Call& call) {
+  constexpr int64_t kTile = 256 * 1024, kLarge = 1024 * 1024, kPage = 4096 / int64_t(sizeof(T)), kTiles = 64;
   constexpr int64_t kLeast = 64, kShort = 256, kLong = 1024, kMost = 2048;
-  if (rows_collide<T>(g)) return kPage / 4 / int64_t(sizeof(T));
-  const int64_t row = most(1, g.rows * int64_t(sizeof(T))), fit = kTile / row;
-  const int64_t more = least(least(kLong, kLarge / row), g.outer.size * g.columns.size / kTiles);
-  const int64_t tile = most(kLeast, least(fit > kShort ? fit : most(fit, more), kMost));
-  const int64_t tiles = (g.columns.size + tile - 1) / tile, even = (g.columns.size + tiles - 1) / tiles;
-  return (even + 15) / 16 * 16;  // whole lines of `line_of`
-}
-
-// Columns of a tile: of rows that no cache keeps a page, unless threads would be without work.
-template <class T>
-int64_t tile_across(const Call& call) {
   const Geometry& g = call.geometry;
-  const int64_t part = part_across<T>(g), page = kPage / int64_t(sizeof(T));
-  const bool wide = rows_collide<T>(g) && g.outer.size * g.columns.size >= 2 * call.threads * page;
-  return wide ? page : part;
+  const int64_t columns = g.columns.size, row = most(1, g.rows * int64_t(sizeof(T))), fit = kTile / row;
+  // At multiples of a large power of two rows share a few sets of the cache, which holds only some of them, however
+  // narrow a part is: then a page of each is read at once, if there is work for all threads.
+  const int64_t bytes = columns * int64_t(sizeof(T)), step = bytes & -bytes;
+  const bool collide = fit < kPage && step >= 4096 && g.rows * step > kLarge;
+  Cut out;
+  if (collide) {
+    out.part = kPage / 4;
+  } else {
+    const int64_t most_columns = most(kLeast, least(fit, kMost)), some = (columns + most_columns - 1) / most_columns;
+    out.part = ((columns + some - 1) / some + 15) / 16 * 16;  // whole lines of `line_of`
+  }
+  // Parts of many rows are so short a piece of each that the processor does not foresee it: then more of them, as far as
+  // a larger cache would hold them and there are tiles for many threads.
+  const int64_t wanted = collide ? kPage : fit > kShort ? 0 : least(kLong, kLarge / row);
+  const int64_t enough = g.outer.size * columns / (collide ? 2 * call.threads : kTiles);
+  const int64_t parts = (columns + out.part - 1) / out.part, together = least(wanted, enough) / out.part;
+  const int64_t each = most(1, least(together, Cut::kMost)), tiles = (parts + each - 1) / each;
+  out.tile = (parts + tiles - 1) / tiles * out.part;
+  return out;
 }
 
 // R rows at once, so that what belongs to a column is loaded once for all of them.
@@ -99,18 +100,42 @@ struct Across {
   typedef Work<T> W;
   const Call& call;
   const Geometry& g;
-  int64_t part, tile, tiles, units;
+  const int64_t part, tile, parts, tiles, units;
 
-  explicit Across(const Call& c) : call(c), g(c.geometry), part(part_across<T>(g)), tile(tile_across<T>(c)) {
-    tiles = (g.columns.size + tile - 1) / tile;
-    units = g.outer.size * tiles;
+  explicit Across(const Call& c) : Across(c, cut_across<T>(c)) {}
+  Across(const Call& c, Cut cut)
+      : call(c),
+        g(c.geometry),
+        part(cut.part),
+        tile(cut.tile),
+        parts((g.columns.size + part - 1) / part),
+        tiles((g.columns.size + tile - 1) / tile),
+        units(g.outer.size * tiles) {}
+
+  // Some columns of a matrix: where they begin, their first group, their first part among all, and their number.
+  struct Some {
+    int64_t at, group, part, n;
+  };
+  Some unit(int64_t i) const {
+    const Walk::Place in = g.outer.at(i / tiles);
+    const int64_t first = i % tiles * tile;
+    return {in.x + first, in.group + first, i / tiles * parts + first / part, least(tile, g.columns.size - first)};
   }
-  int64_t n(int64_t unit) const { return least(tile, g.columns.size - unit % tiles * tile); }
-  int64_t at(int64_t unit) const { return g.outer.at(unit / tiles).x + unit % tiles * tile; }
-  // Its first part among those of all units, and how many there are in a matrix.
-  int64_t first_part(int64_t unit) const { return unit / tiles * parts() + unit % tiles * (tile / part); }
-  int64_t parts() const { return (g.columns.size + part - 1) / part; }
-  int64_t group(int64_t unit) const { return g.outer.at(unit / tiles).group + unit % tiles * tile; }
+  // work(part of them, its first column among them).
+  template <class F>
+  void over_parts(const Some& some, const F& work) const {
+    for (int64_t i = 0; i < some.n; i += part)
+      work(Some{some.at + i, some.group + i, some.part + i / part, least(part, some.n - i)}, i);
+  }
+  // work(columns, their statistics, a zero of the type that they need): all at once, or part by part where one needs
+  // doubles.
+  template <class F>
+  void in_type(const Some& some, const Statistic* s, const F& work) const {
+    if (!any_wide<T>(s, some.n)) return work(some, s, W(0));
+    over_parts(some, [&](const Some& own, int64_t i) {
+      any_wide<T>(s + i, own.n) ? work(own, s + i, 0.0) : work(own, s + i, W(0));
+    });
+  }
 
   // Whether the columns are so few that all that belongs to them stays in registers. Of arrays in the precision of the
   // arithmetic alone: it is code of its own for every number of vectors.
@@ -153,13 +178,13 @@ struct Across {
 
   // `room`: 7 lines, into the first two of which go the means and the second moments.
   template <class A, bool Scaled>
-  void moments(int64_t unit, double factor, double* room) const {
-    const int64_t line = line_of(n(unit));
+  void moments(const Some& some, double factor, double* room) const {
+    const int64_t line = line_of(some.n);
     double *mean = room, *m2 = room + line, *other = m2 + line;
     A* const scratch = reinterpret_cast<A*>(other + 2 * line);
     for (int64_t row = 0; row < g.rows; row += kRowsSummed) {
-      const T* x = static_cast<const T*>(call.x) + at(unit) + row * g.columns.size;
-      const Block<T> b = {x, least(kRowsSummed, g.rows - row), n(unit), g.columns.size, false, false};
+      const T* x = static_cast<const T*>(call.x) + some.at + row * g.columns.size;
+      const Block<T> b = {x, least(kRowsSummed, g.rows - row), some.n, g.columns.size, false, false};
       double *into_mean = row == 0 ? mean : other, *into_m2 = row == 0 ? m2 : other + line;
       if (call.removes_mean)
         block_columns<A, true, Scaled>(b, factor, scratch, line, into_mean, into_m2);
@@ -170,11 +195,11 @@ struct Across {
   }
 
   // `room`: as for `moments`.
-  int statistics(int64_t unit, double* room, Statistic* out) const {
-    const int64_t columns = n(unit), line = line_of(columns);
+  int statistics(const Some& some, double* room, Statistic* out) const {
+    const int64_t columns = some.n, line = line_of(columns);
     const double *mean = room, *m2 = room + line;
-    moments<W, false>(unit, 1, room);
-    if (settle_at_once<T>(call, group(unit), columns, mean, m2, out)) return 0;
+    moments<W, false>(some, 1, room);
+    if (settle_at_once<T>(call, some.group, columns, mean, m2, out)) return 0;
     double done = 0;
     int failure = 0;
     double* again = nullptr;
@@ -187,12 +212,12 @@ struct Across {
             failure = ANYNORM_NO_MEMORY;
             return quick;
           }
-          moments<double, true>(unit, factor, again);
+          moments<double, true>(some, factor, again);
           done = factor;
         }
         return Moments{double(g.rows), again[i], again[line + i], false};
       });
-      put<W>(call, group(unit) + i, f);
+      put<W>(call, some.group + i, f);
       out[i] = f.statistic;
     }
     free(again);
@@ -209,40 +234,39 @@ struct Across {
   }
 
   template <class A>
-  ANYNORM_FLAT void apply(int64_t unit, const Statistic* s, double* room) const {
-    const int64_t n = this->n(unit);
+  ANYNORM_FLAT void apply(const Some& some, const Statistic* s, double* room) const {
+    const int64_t n = some.n;
     const Lines<A> l = {reinterpret_cast<A*>(room), line_of(n)};
     centre(s, n, l);
     if constexpr (sizeof(A) == sizeof(T)) {
       if (are_few<A>())
         return in_few(vectors_of<A>(n), [&](auto few) {
-          apply_few<A, decltype(few)::value>(static_cast<const T*>(call.x) + at(unit),
-                                             static_cast<T*>(call.y) + at(unit), g.rows, n, g.columns.size, l.centre(),
+          apply_few<A, decltype(few)::value>(static_cast<const T*>(call.x) + some.at,
+                                             static_cast<T*>(call.y) + some.at, g.rows, n, g.columns.size, l.centre(),
                                              static_cast<const W*>(call.scale), static_cast<const W*>(call.offset));
         });
     }
     over_rows<A>(true, [&](int64_t row, auto many, const A* by, const A* more) {
-      const int64_t place = at(unit) + row * g.columns.size;
+      const int64_t place = some.at + row * g.columns.size;
       apply_across<A, decltype(many)::value>(static_cast<const T*>(call.x) + place, static_cast<T*>(call.y) + place,
                                              n, g.columns.size, l.centre(), by, more, call.past);
     });
   }
 
-  // `room`: 10 lines; affine: room for the rows' sums of each part, or NULL.
+  // `room`: 10 lines; affine: room for the rows' sums of all parts, or NULL.
   template <class A>
-  ANYNORM_FLAT void backward(int64_t unit, double* room, Sums* affine) const {
-    const Statistic* s = call.statistics + group(unit);
-    const int64_t n = this->n(unit), whole = line_of(n);
+  ANYNORM_FLAT void backward(const Some& some, const Statistic* s, double* room, Sums* affine) const {
+    const int64_t n = some.n, whole = line_of(n);
     const Lines<A> l = {reinterpret_cast<A*>(room + 4 * whole), whole};
     centre(s, n, l);
-    const T *x = static_cast<const T*>(call.x) + at(unit), *dy = static_cast<const T*>(call.dy) + at(unit);
+    const T *x = static_cast<const T*>(call.x) + some.at, *dy = static_cast<const T*>(call.dy) + some.at;
     const int64_t stride = g.columns.size;
     double *plain = room, *with_h = room + l.n, *rstd = room + 2 * l.n;
     memset(static_cast<void*>(room), 0, size_t(3 * l.n) * sizeof(double));
     for (int64_t i = 0; i < n; ++i) rstd[i] = s[i].rstd;
     if (call.sums_given) {
       for (int64_t i = 0; i < n; ++i)
-        plain[i] = call.sums[group(unit) + i].plain, with_h[i] = call.sums[group(unit) + i].with_h;
+        plain[i] = call.sums[some.group + i].plain, with_h[i] = call.sums[some.group + i].with_h;
     } else {
       A *some_plain = l.line(3), *some_with_h = l.line(4);
       memset(static_cast<void*>(some_plain), 0, size_t(2 * l.n) * sizeof(A));
@@ -253,39 +277,48 @@ struct Across {
       const auto sum = [&](auto ahead) {
         over_rows<A>(false, [&](int64_t row, auto many, const A* by, const A*) {
           constexpr int R = decltype(many)::value;
-          Sums* of_part = affine;
-          for (int64_t i = 0; i < n; i += part) {
+          over_parts(some, [&](const Some& own, int64_t i) {
             const int64_t at = row * stride + i;
             Sums of_row[R];
-            sum_across<A, R, decltype(ahead)::value>(x + at, dy + at, least(part, n - i), stride, l.centre().from(i), by,
+            sum_across<A, R, decltype(ahead)::value>(x + at, dy + at, own.n, stride, l.centre().from(i), by,
                                                      some_plain + i, some_with_h + i, of_row);
-            if (affine == nullptr) continue;
-            for (int r = 0; r < R; ++r) of_part[row + r] = of_row[r];
-            of_part += g.rows;
-          }
+            for (int r = 0; affine != nullptr && r < R; ++r) affine[own.part * g.rows + row + r] = of_row[r];
+          });
           if ((row + R) % kRowsSummed == 0) pour();
         });
       };
       call.far ? sum(Given<true>()) : sum(Given<false>());
       pour();
       if (call.sums != nullptr)
-        for (int64_t i = 0; i < n; ++i) call.sums[group(unit) + i] = {plain[i], with_h[i]};
+        for (int64_t i = 0; i < n; ++i) call.sums[some.group + i] = {plain[i], with_h[i]};
     }
     if (call.dx == nullptr) return;
-    if (project(unit, room, l)) return;
-    const Lines<double> wide = {room + 4 * whole, whole};
-    centre(s, n, wide);
-    project(unit, room, wide);
+    if (make_projection(whole, room, l)) return project(some, l);
+    // Part by part, as if each were alone; those in doubles last, since their lines lie on those of the others.
+    bool lost[Cut::kMost] = {};
+    over_parts(some, [&](const Some& own, int64_t i) {
+      const Lines<A> here = l.from(i);
+      if (make_projection(line_of(own.n), room + i, here))
+        project(own, here);
+      else
+        lost[i / part] = true;
+    });
+    over_parts(some, [&](const Some& own, int64_t i) {
+      if (!lost[i / part]) return;
+      const Lines<double> wide = {room + 4 * whole, whole};
+      centre(s + i, own.n, wide);
+      make_projection(line_of(own.n), room + i, wide);
+      project(own, wide);
+    });
   }
 
-  // dx, with the centres at hand and plain, with_h and rstd, l.n of each, in `room`; false, and nothing done, where the
-  // projections do not fit the type.
+  // The projections of `n` columns, whole vectors of them, whose centres are at hand, from plain, with_h and rstd in
+  // `room`, l.n numbers apart; whether they fit the type.
   template <class A>
-  bool project(int64_t unit, const double* room, Lines<A> l) const {
+  bool make_projection(int64_t n, const double* room, Lines<A> l) const {
     typedef Vec<double> D;
-    const int64_t n = this->n(unit);
     decltype(D() < D()) lost = {};
-    for (int64_t i = 0; i < l.n; i += kLanes<double>) {
+    for (int64_t i = 0; i < n; i += kLanes<double>) {
       const D plain = load<double>(room + i), with_h = load<double>(room + l.n + i);
       const D rstd = load<double>(room + 2 * l.n + i), rest = load<double>(l.line(2) + i);
       const ProjectionOf<A, D> p(call, rstd, rest, plain, with_h);
@@ -294,25 +327,29 @@ struct Across {
     }
     for (int64_t i = 0; i < kLanes<double>; ++i)
       if (lost[i]) return false;
+    return true;
+  }
+
+  // dx, with centres and projections at hand.
+  template <class A>
+  void project(const Some& some, Lines<A> l) const {
+    const int64_t n = some.n;
     if constexpr (sizeof(A) == sizeof(T)) {
-      if (are_few<A>()) {
-        in_few(vectors_of<A>(n), [&](auto few) {
-          project_few<A, decltype(few)::value>(static_cast<const T*>(call.x) + at(unit),
-                                               static_cast<const T*>(call.dy) + at(unit),
-                                               static_cast<T*>(call.dx) + at(unit), g.rows, n, g.columns.size,
+      if (are_few<A>())
+        return in_few(vectors_of<A>(n), [&](auto few) {
+          project_few<A, decltype(few)::value>(static_cast<const T*>(call.x) + some.at,
+                                               static_cast<const T*>(call.dy) + some.at,
+                                               static_cast<T*>(call.dx) + some.at, g.rows, n, g.columns.size,
                                                l.centre(), l.projection(), static_cast<const W*>(call.scale));
         });
-        return true;
-      }
     }
     over_rows<A>(true, [&](int64_t row, auto many, const A* by, const A*) {
-      const int64_t place = at(unit) + row * g.columns.size;
+      const int64_t place = some.at + row * g.columns.size;
       project_across<A, decltype(many)::value>(static_cast<const T*>(call.x) + place,
                                                static_cast<const T*>(call.dy) + place,
                                                static_cast<T*>(call.dx) + place, n, g.columns.size, l.centre(),
                                                l.projection(), by, call.past);
     });
-    return true;
   }
 };
 
@@ -325,16 +362,16 @@ int forward_across(const Call& call) {
     Buffer<Statistic> found(a.tile);
     if (room.failed() || found.failed()) return int(ANYNORM_NO_MEMORY);
     for (int64_t unit = task * each_task; unit < least(a.units, (task + 1) * each_task); ++unit) {
+      const auto some = a.unit(unit);
       const Statistic* s = found.data;
       if (call.given)
-        s = call.statistics + a.group(unit);
-      else if (const int failure = a.statistics(unit, room.data, found.data))
+        s = call.statistics + some.group;
+      else if (const int failure = a.statistics(some, room.data, found.data))
         return failure;
       if (call.y == nullptr) continue;
-      if (any_wide<T>(s, a.n(unit)))
-        a.template apply<double>(unit, s, room.data);
-      else
-        a.template apply<Work<T>>(unit, s, room.data);
+      a.in_type(some, s, [&](const auto& own, const Statistic* s, auto zero) {
+        a.template apply<decltype(zero)>(own, s, room.data);
+      });
     }
     return 0;
   });
@@ -345,7 +382,7 @@ int backward_across(const Call& call) {
   const Across<T> a(call);
   const Geometry& g = call.geometry;
   const bool wants_affine = call.affine_sums != nullptr;
-  const int64_t parts = g.outer.size * a.parts();
+  const int64_t parts = g.outer.size * a.parts;
   Buffer<Sums> affine(wants_affine ? parts * g.rows : 0);
   if (affine.failed()) return ANYNORM_NO_MEMORY;
   const int64_t each_task = grain(2 * g.rows * a.tile * int64_t(sizeof(T)));
@@ -353,11 +390,10 @@ int backward_across(const Call& call) {
     Buffer<double> room(10 * a.tile);
     if (room.failed()) return int(ANYNORM_NO_MEMORY);
     for (int64_t unit = task * each_task; unit < least(a.units, (task + 1) * each_task); ++unit) {
-      Sums* rows = wants_affine ? affine.data + a.first_part(unit) * g.rows : nullptr;
-      if (any_wide<T>(call.statistics + a.group(unit), a.n(unit)))
-        a.template backward<double>(unit, room.data, rows);
-      else
-        a.template backward<Work<T>>(unit, room.data, rows);
+      const auto some = a.unit(unit);
+      a.in_type(some, call.statistics + some.group, [&](const auto& own, const Statistic* s, auto zero) {
+        a.template backward<decltype(zero)>(own, s, room.data, affine.data);
+      });
     }
     return 0;
   });

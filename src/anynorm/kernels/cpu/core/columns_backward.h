@@ -8,6 +8,7 @@ struct Lines {
   A* line(int64_t i) const { return data + i * n; }
   ColumnCentre<A> centre() const { return {line(0), line(1), line(2)}; }
   ColumnProjection<A> projection() const { return {line(3), line(4), line(5)}; }
+  Lines from(int64_t i) const { return {data + i, n}; }
 };
 
 template <class T, class A>

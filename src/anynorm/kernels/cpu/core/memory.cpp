@@ -11,10 +11,10 @@
 namespace anynorm {
 namespace {
 
-// Bytes of the last cache: -1 until somebody asks, 0 where nobody tells.
+// Bytes of the last cache that may be ours: -1 until somebody asks, 0 where nobody tells.
 std::atomic<int64_t> last_cache{-1};
 
-// More of a last cache than any processor has for each of those that share it.
+// More of a last cache than most processors have for each of those that share it.
 constexpr int64_t kShare = int64_t(24) << 20;
 
 // Processors that share the last cache, from a list as "0-3,8"; 0 where nobody tells.

@@ -1,42 +1,32 @@
 // Rows with a scale for each element (layer and RMS normalization), backward.
 
+// dx of a row: row by row, though several would share scale, since a processor takes a load for the value of a store
+// 4096 bytes away until that is done.
 template <class A, class T>
-ANYNORM_APART void project_row_past(const T* x, const T* dy, T* dx, int64_t n, const Work<T>* scale, Vec<A> by,
-                                    Projected<A> p) {
-  over_vectors_past<A>(n, [&](int64_t i, auto lanes) {
-    lanes.store(dx + i, dx_of(p.k, lanes.load(x + i, p.k.mean), lanes.load(dy + i), Vec<A>(lanes.load(scale + i) * by),
-                              p.slope, p.level));
-  });
-}
-
-// Row by row, though several would share scale: a processor takes a load for the value of a store 4096 bytes away until
-// that is done.
-template <class A, class T>
-inline void project_row(const T* x, const T* dy, T* dx, int64_t n, const Work<T>* scale, Vec<A> by,
+inline void project_row(const T* x, const T* dy, T* dx, int64_t n, const Work<T>* scale, double rstd,
                         const Projected<A>& p, bool past) {
-  if (past && row_can_go_past<A>(dx, n)) return project_row_past<A>(x, dy, dx, n, scale, by, p);
+  const Vec<A> factor = broadcast(A(rstd));
+  const auto by = [=](int64_t i, auto lanes) { return Vec<A>(lanes.load(scale + i) * factor); };
+  if (past && row_can_go_past<A>(dx, n)) return project_past<A>(x, dy, dx, n, p, by);
   const Centred<A> k(p.k.mean, p.k.minus, p.k.rest);
   const Vec<A> slope = p.slope, level = p.level;
   over_pairs<A>(n, [&](int64_t i, auto lanes) {
-    lanes.store(dx + i, dx_of(k, lanes.load(x + i, k.mean), lanes.load(dy + i), Vec<A>(lanes.load(scale + i) * by),
-                              slope, level));
+    lanes.store(dx + i, dx_of(k, lanes.load(x + i, k.mean), lanes.load(dy + i), by(i, lanes), slope, level));
   });
+}
+
+// For a row whose projection no float holds.
+template <class T>
+ANYNORM_APART void project_row_in_doubles(const Call& call, const Statistic& s, const Sums& sums, const T* x,
+                                          const T* dy, T* dx, int64_t n, const Work<T>* scale, bool past) {
+  project_row<double>(x, dy, dx, n, scale, s.rstd, {s, Projection<double>(call, s, sums)}, past);
 }
 
 // R rows at once, so that what is added to dscale and doffset is loaded and stored once for all of them.
 template <class T, class A, int R>
 struct RowsAtOnce {
   const T *x[R], *dy[R];
-  T* dx[R];
   Centre<A> k[R];
-  Projection<A> p[R];
-  A rstd[R];
-
-  // What dx needs of row r; whether that fits.
-  bool take(const Call& call, int r, const Statistic& statistic, const Sums& sums) {
-    k[r] = Centre<A>(statistic), p[r] = Projection<A>(call, statistic, sums), rstd[r] = A(statistic.rstd);
-    return p[r].fits;
-  }
 
   // Sums of g and g * h into `sums`; of dy * h and dy into dscale and doffset unless they are NULL. Ahead: what lies
   // `next` elements further on is fetched.
@@ -68,11 +58,6 @@ struct RowsAtOnce {
       for (int r = 0; r < R; ++r) sums[r].plain += all[r], sums[r].with_h += all[R + r];
     }
   }
-
-  inline void project(const Work<T>* scale, int64_t n, bool past) const {
-    for (int r = 0; r < R; ++r)
-      project_row<A>(x[r], dy[r], dx[r], n, scale, broadcast(rstd[r]), {k[r], p[r]}, past);
-  }
 };
 
 // Sums and dx of `R` groups that begin with `group`, all with one place of scale.
@@ -89,19 +74,13 @@ void backward_elements_at(const Call& call, int64_t group, const Work<T>* scale,
     rows.k[r] = Centre<A>(statistic[r]);
     if (call.sums_given) sums[r] = call.sums[group + r];
   }
-  const auto to_piece = [&](auto& rows, int64_t i) {
-    const Walk::Place in = place_at(g.pieces, i);
-    for (int r = 0; r < R; ++r) {
-      rows.x[r] = static_cast<const T*>(call.x) + at[r].x + in.x;
-      rows.dy[r] = static_cast<const T*>(call.dy) + at[r].x + in.x;
-      rows.dx[r] = call.dx == nullptr ? nullptr : static_cast<T*>(call.dx) + at[r].x + in.x;
-    }
-    return at[0].affine + in.affine;
-  };
+  const T *const x = static_cast<const T*>(call.x), *const dy = static_cast<const T*>(call.dy);
   const auto sum = [&](auto affine, auto ahead) {
     constexpr bool kAffine = decltype(affine)::value;
     for (int64_t i = 0; i < g.pieces.size; ++i) {
-      const int64_t place = to_piece(rows, i);
+      const Walk::Place in = place_at(g.pieces, i);
+      for (int r = 0; r < R; ++r) rows.x[r] = x + at[r].x + in.x, rows.dy[r] = dy + at[r].x + in.x;
+      const int64_t place = at[0].affine + in.affine;
       rows.template sum<kAffine, decltype(ahead)::value>(scale + place, kAffine ? dscale + place : nullptr,
                                                          kAffine ? doffset + place : nullptr, g.c, R * g.c, sums);
     }
@@ -115,17 +94,20 @@ void backward_elements_at(const Call& call, int64_t group, const Work<T>* scale,
   if (call.sums != nullptr && !call.sums_given)
     for (int r = 0; r < R; ++r) call.sums[group + r] = sums[r];
   if (call.dx == nullptr) return;
-  const auto project = [&](auto& rows) {
-    bool fit = true;
-    for (int r = 0; r < R; ++r) fit &= rows.take(call, r, statistic[r], sums[r]);
-    for (int64_t i = 0; fit && i < g.pieces.size; ++i) {
-      const int64_t place = to_piece(rows, i);
-      rows.project(scale + place, g.c, call.past);
+  for (int r = 0; r < R; ++r) {
+    const Projection<A> p(call, statistic[r], sums[r]);
+    const Projected<A> own(rows.k[r], p);
+    for (int64_t i = 0; i < g.pieces.size; ++i) {
+      const Walk::Place in = place_at(g.pieces, i);
+      const T *from = x + at[r].x + in.x, *grad = dy + at[r].x + in.x;
+      T* const to = static_cast<T*>(call.dx) + at[r].x + in.x;
+      const Work<T>* by = scale + at[r].affine + in.affine;
+      if (p.fits)
+        project_row<A>(from, grad, to, g.c, by, statistic[r].rstd, own, call.past);
+      else
+        project_row_in_doubles(call, statistic[r], sums[r], from, grad, to, g.c, by, call.past);
     }
-    return fit;
-  };
-  RowsAtOnce<T, double, R> wide;
-  if (!project(rows)) project(wide);
+  }
 }
 
 // Bytes of a row below which what dx needs of it takes as long as its elements.
@@ -142,14 +124,15 @@ ANYNORM_APART void backward_short(const Call& call, int64_t group, int64_t many,
   const int64_t n = call.geometry.c;
   const Statistic* const statistics = call.statistics + group;
   RowsAtOnce<T, W, kPair> pair[kShortRows / kPair];
+  int64_t at[kShortRows];
   Sums sums[kShortRows] = {};
+  const T *const x = static_cast<const T*>(call.x), *const dy = static_cast<const T*>(call.dy);
   const auto sum = [&](auto affine) {
     for (int64_t r = 0; r < many; ++r) {
       auto& rows = pair[r / kPair];
-      const int64_t at = offset(call.geometry.outer, group + r), k = r % kPair;
-      rows.x[k] = static_cast<const T*>(call.x) + at, rows.dy[k] = static_cast<const T*>(call.dy) + at;
-      rows.dx[k] = call.dx == nullptr ? nullptr : static_cast<T*>(call.dx) + at;
-      rows.k[k] = Centre<W>(statistics[r]);
+      const int64_t k = r % kPair;
+      at[r] = offset(call.geometry.outer, group + r);
+      rows.x[k] = x + at[r], rows.dy[k] = dy + at[r], rows.k[k] = Centre<W>(statistics[r]);
       if (k == kPair - 1)
         rows.template sum<decltype(affine)::value, true>(scale, dscale, doffset, n, many * n, sums + r - k);
     }
@@ -157,6 +140,7 @@ ANYNORM_APART void backward_short(const Call& call, int64_t group, int64_t many,
   dscale == nullptr ? sum(Given<false>()) : sum(Given<true>());
   if (call.sums != nullptr) memcpy(static_cast<void*>(call.sums + group), sums, size_t(many) * sizeof *sums);
   if (call.dx == nullptr) return;
+  T* const dx = static_cast<T*>(call.dx);
   for (int64_t r = 0; r < many; r += R) {
     D rstd, rest, plain, with_h;
     for (int i = 0; i < R; ++i) {
@@ -166,15 +150,13 @@ ANYNORM_APART void backward_short(const Call& call, int64_t group, int64_t many,
     const ProjectionOf<W, D> p(call, rstd, rest, plain, with_h);
     for (int i = 0; i < R; ++i) {
       const auto& rows = pair[(r + i) / kPair];
-      const int k = i % kPair;
-      const T *x = rows.x[k], *dy = rows.dy[k];
-      if (!p.lost[i]) {
-        const Projected<W> own(rows.k[k], W(p.slope[i]), W(p.level[i]));
-        project_row<W>(x, dy, rows.dx[k], n, scale, broadcast(W(rstd[i])), own, false);
-      } else {
-        const Projected<double> own(statistics[r + i], Projection<double>(call, statistics[r + i], sums[r + i]));
-        project_row<double>(x, dy, rows.dx[k], n, scale, broadcast(double(rstd[i])), own, false);
-      }
+      const T *from = rows.x[i % kPair], *grad = rows.dy[i % kPair];
+      T* const to = dx + at[r + i];
+      const Projected<W> own(rows.k[i % kPair], W(p.slope[i]), W(p.level[i]));
+      if (!p.lost[i])
+        project_row<W>(from, grad, to, n, scale, rstd[i], own, false);
+      else
+        project_row_in_doubles(call, statistics[r + i], sums[r + i], from, grad, to, n, scale, false);
     }
   }
 }
@@ -200,7 +182,7 @@ int backward_elements(const Call& call) {
   for (int i = 0; i < g.outer.rank; ++i) shared = shared && g.outer.affine[i] == 0;
   const int64_t row = g.c * int64_t(sizeof(T));
   const bool is_short = shared && !call.sums_given && g.pieces.size == 1 && row < kShortGradient && !kIsDouble<T>;
-  const int64_t at_once = is_short ? short_rows_of(row) : 0;
+  const int64_t at_once = is_short ? kShortRows : 0;
   Buffer<double> partial(wants_affine ? 2 * batches * n : 0);
   Buffer<Work<T>> ones(call.scale == nullptr ? n : 0);
   if (partial.failed() || ones.failed()) return ANYNORM_NO_MEMORY;

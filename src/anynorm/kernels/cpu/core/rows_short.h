@@ -3,12 +3,12 @@
 // Bytes of a row up to which four are read at once.
 constexpr int64_t kShortRow = 4096;
 
-// Bytes of a row below which four are written at once: their calls cost more than their arithmetic. Longer ones may go
-// past the caches, and a processor takes a load for the value of a store 4096 bytes away until that is done.
+// Bytes of a row below which it never goes past the caches, and a call costs more than its arithmetic.
 constexpr int64_t kNarrowRow = 1024;
 
-// And from which on these are written one by one all the same: stores to several places in turn take longer.
-constexpr int64_t kOneByOne = 512;
+// And below which four are written at once, so that scale and offset are loaded once. Of longer ones stores to several
+// places in turn take longer, and a processor takes a load for the value of a store 4096 bytes away until that is done.
+constexpr int64_t kWrittenTogether = 512;
 
 // Groups of one block each, R at once: the processor works on one row's sums while another's are still on their way.
 // A row's own arithmetic is the same for every R. A second moment is NaN, which nobody takes for a good one, where the
@@ -60,7 +60,7 @@ inline void short_moments(const T* const* x, int64_t n, int64_t ahead, double* m
   memcpy(mean, &means, sizeof means), memcpy(m2, &second, sizeof second);
 }
 
-// As above for R rows with the same scales and offsets, which are loaded once for all of them.
+// As above for R rows with the same scales and offsets.
 template <class A, int R, class T>
 inline void scale_rows(const T* const* x, T* const* y, int64_t n, const Statistic* statistic, const Work<T>* scale,
                        const Work<T>* offset) {
@@ -128,7 +128,7 @@ inline void short_rows(const Call& call, const Blocks& b, int64_t group, int64_t
       const W *scale = static_cast<const W*>(call.scale), *offset = static_cast<const W*>(call.offset);
       scale += place;
       if (offset != nullptr) offset += place;
-      if (b.length * int64_t(sizeof(T)) < kOneByOne)
+      if (b.length * int64_t(sizeof(T)) < kWrittenTogether)
         scale_rows<W, R>(x + r, y, b.length, found + r, scale, offset);
       else
         for (int i = 0; i < R; ++i) scale_rows<W, 1>(x + r + i, y + i, b.length, found + r + i, scale, offset);

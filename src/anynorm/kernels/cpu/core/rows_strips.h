@@ -60,11 +60,11 @@ struct Projected {
   Projected(const Statistic& s, const Projection<A>& p) : Projected(Centre<A>(s), p) {}
 };
 
-template <class A, class T>
-ANYNORM_APART void project_stretch_past(const T* x, const T* dy, T* dx, int64_t n, A factor, Projected<A> p) {
-  const Vec<A> by = broadcast(factor);
-  over_vectors_past<A>(n, [&](int64_t at, auto lanes) {
-    lanes.store(dx + at, dx_of(p.k, lanes.load(x + at, p.k.mean), lanes.load(dy + at), by, p.slope, p.level));
+// dx past the caches; by(i, lanes) is the factor of dy.
+template <class A, class T, class F>
+ANYNORM_APART void project_past(const T* x, const T* dy, T* dx, int64_t n, Projected<A> p, F by) {
+  over_vectors_past<A>(n, [&](int64_t i, auto lanes) {
+    lanes.store(dx + i, dx_of(p.k, lanes.load(x + i, p.k.mean), lanes.load(dy + i), by(i, lanes), p.slope, p.level));
   });
 }
 
@@ -74,7 +74,7 @@ inline void project_stretch(const T* x, const T* dy, T* dx, int64_t n, A factor,
   // One by one: a whole structure is copied through memory, in halves for which the processor has to wait.
   const Centred<A> k(p.k.mean, p.k.minus, p.k.rest);
   const Vec<A> by = broadcast(factor), slope = p.slope, level = p.level;
-  if (past && row_can_go_past<A>(dx, n)) return project_stretch_past<A>(x, dy, dx, n, factor, p);
+  if (past && row_can_go_past<A>(dx, n)) return project_past<A>(x, dy, dx, n, p, [=](int64_t, auto) { return by; });
   const auto one = [&](int64_t at) {
     store<A>(dx + at, dx_of(k, load<A>(x + at), load<A>(dy + at), by, slope, level));
   };

@@ -31,9 +31,11 @@ struct Slabs {
   int64_t stretch = 1;  // neighbouring columns that are of one group, their scales being neighbours
   Buffer<int64_t> group_of, affine_of;  // of each column, within the slab
 
+  static constexpr int64_t kNarrow = 256;  // columns below which rows are repeated
+
   explicit Slabs(const Call& c)
       : call(c), g(c.geometry), width(g.columns.size), group_of(width), affine_of(width) {
-    constexpr int64_t kWidest = 4096, kTile = 1024, kNarrow = 256;
+    constexpr int64_t kWidest = 4096, kTile = 1024;
     constexpr int64_t L = kLanes<W>;
     tile = width > kWidest ? least(width, g.align * most(1, kTile / g.align)) : width;
     tiles = (width + tile - 1) / tile;
@@ -132,39 +134,59 @@ struct Slabs {
     }
   }
 
-  // From columns to the groups of a unit; `out` has room for them.
+  // Of each column and its repetitions the moments of all of them, in its place.
+  void fold(double* mean, double* m2) const {
+    if (repeat == 1) return;
+    const int64_t full = g.pieces.size * rows, longer = g.rows % repeat;
+    const auto count = [&](int64_t k) { return double(k < longer ? full + g.pieces.size : full); };
+    const double share = 1 / double(g.pieces.size * g.rows);
+    double more[kNarrow] = {};
+    // About the first one's mean, so that where all are equal the differences are exactly 0.
+    for (int64_t k = 1; k < repeat; ++k)
+      for (int64_t i = 0; i < width; ++i) more[i] += count(k) * (mean[k * width + i] - mean[i]);
+    for (int64_t i = 0; i < width; ++i) {
+      const double off = more[i] * share;
+      m2[i] += count(0) * off * off, more[i] = mean[i] + off;
+    }
+    for (int64_t k = 1; k < repeat; ++k)
+      for (int64_t i = 0; i < width; ++i) {
+        const double off = mean[k * width + i] - more[i];
+        m2[i] += m2[k * width + i] + count(k) * off * off;
+      }
+    memcpy(mean, more, size_t(width) * sizeof *mean);
+  }
+
+  // From columns, folded, to the groups of a unit; `out` has room for them.
   void to_groups(int64_t unit, const double* mean, const double* m2, Moments* out) const {
-    const double full = double(g.pieces.size * rows), more = double(g.pieces.size);
+    const double count = double(g.pieces.size * g.rows);
     for (int64_t k = 0; k < groups(unit); ++k) out[k] = {0, 0, 0, false};
     // About one column's mean, so that in a constant group all differences are exactly 0.
     over_stretches(unit, [&](int64_t i, int64_t, int64_t group, int64_t) { out[group].m2 = mean[i]; });
     const auto over_all = [&](auto work) {
-      for (int64_t before = 0; before < n(unit); before += columns(unit))
-        over_stretches(unit, [&](int64_t i, int64_t length, int64_t group, int64_t) {
-          work(out[group], before + i, before + i + length);
-        });
+      over_stretches(unit, [&](int64_t i, int64_t length, int64_t group, int64_t) { work(out[group], i, i + length); });
     };
-    const auto count = [&](int64_t i) { return i < rest ? full + more : full; };
     over_all([&](Moments& m, int64_t begin, int64_t end) {
       const double about = m.m2;
-      const Pair sums = sum_of(begin, end, [&](int64_t i) { return Pair{count(i), count(i) * (mean[i] - about)}; });
+      const Pair sums = sum_of(begin, end, [&](int64_t i) { return Pair{count, count * (mean[i] - about)}; });
       m.count += sums.a, m.mean += sums.b;
     });
     for (int64_t k = 0; k < groups(unit); ++k) out[k].mean = out[k].m2 + out[k].mean / out[k].count, out[k].m2 = 0;
     over_all([&](Moments& m, int64_t begin, int64_t end) {
       const double about = m.mean;
       const Pair sums = sum_of(begin, end, [&](int64_t i) {
-        return Pair{m2[i], count(i) * (mean[i] - about) * (mean[i] - about)};
+        return Pair{m2[i], count * (mean[i] - about) * (mean[i] - about)};
       });
       m.m2 += sums.a + sums.b;
     });
   }
 
-  // The unit's statistics from its columns' quick moments, put where the caller wants them and into `out`.
-  int settle(int64_t unit, const double* mean, const double* m2, Statistic* out) const {
+  // The unit's statistics from its columns' quick moments, which are folded: put where the caller wants them and into
+  // `out`.
+  int settle(int64_t unit, double* mean, double* m2, Statistic* out) const {
+    fold(mean, m2);
     const int64_t many = groups(unit), columns = n(unit), at = place(unit).group + first_group(unit);
     // Each column is a group, as in instance normalization: its moments are the group's.
-    const bool are_groups = g.columns.rank == 1 && g.columns.group[0] == 1 && repeat == 1;
+    const bool are_groups = g.columns.rank == 1 && g.columns.group[0] == 1;
     if (are_groups && settle_at_once<T>(call, at, many, mean, m2, out)) return 0;
     Buffer<Moments> quick(2 * many);
     if (quick.failed()) return ANYNORM_NO_MEMORY;
@@ -181,6 +203,7 @@ struct Slabs {
           }
           double* const careful = room.data + 3 * columns;
           all_moments<double, true>(unit, factor, room.data, careful, careful + columns, careful + 2 * columns);
+          fold(careful, careful + columns);
           to_groups(unit, careful, careful + columns, quick.data + many);
           done = factor;
         }

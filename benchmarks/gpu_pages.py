@@ -34,7 +34,7 @@ _WORDS = {
     },
     "ko": {
         "none": "NVIDIA GPU용 커널은 torch에는 Triton(`ANYNORM_KERNEL=triton`), JAX에는 Pallas(`ANYNORM_KERNEL=pallas`)로 "
-        "있습니다. 인터프리터로 시험하고 컴파일도 했지만 아직 GPU에서 실행해 보지 않았습니다. 그래서 청할 때만 쓰이며, 속도도 "
+        "있습니다. 인터프리터로 시험하고 컴파일도 했지만 아직 GPU에서 실행해 보지 않았습니다. 그래서 요청할 때만 쓰이며, 속도도 "
         "측정하지 않았습니다. Triton 커널은 `activation`, `residual`, `modulation`까지 정규화와 한 번에, 순전파와 역전파 모두 "
         "같은 실행 안에서 계산합니다. `make gpu`로 시험하고 측정합니다.\n",
         "header": ("GPU에서", "복사 속도에 대한 비율", "목표", "torch보다 빠른 정도", "목표"),

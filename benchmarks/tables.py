@@ -137,7 +137,7 @@ _WORDS = {
         "chart": "Times faster than the best peer, for each case and framework",
         "header": ("normalization", "array", *MODES, "copies"),
         "where": "{cpu}, one of {cores} cores, {system}, {date}, commit {commit}; {versions}.",
-        "mean": "Geometric means over all cases above 2,000 elements: {means}. All rows: "
+        "mean": "Geometric means over all float32 cases above 2,000 elements: {means}. All rows: "
         "[benchmarks/results/speed.json](benchmarks/results/speed.json).",
         "fit": ("a training step of the tutorial's model", "without", "with anynorm's", "with Keras's", "adds"),
         "adds": "{ours:+.2f} ms, Keras's {theirs:+.2f} ms",
@@ -147,9 +147,9 @@ _WORDS = {
         "chart": "경우와 프레임워크마다, 가장 빠른 상대보다 몇 배 빠른지",
         "header": ("정규화", "배열", *MODES, "복사"),
         "where": "{cpu}, {cores}코어 중 하나, {system}, {date}, 커밋 {commit}; {versions}.",
-        "mean": "원소가 2,000개를 넘는 모든 경우의 기하평균은 {means}입니다. 모든 측정값: "
+        "mean": "원소가 2,000개를 넘는 모든 float32 경우의 기하평균은 {means}입니다. 모든 측정값: "
         "[benchmarks/results/speed.json](benchmarks/results/speed.json).",
-        "fit": ("튜토리얼 모델의 학습 한 걸음", "정규화 없이", "anynorm", "Keras", "정규화가 더하는 시간"),
+        "fit": ("튜토리얼 모델의 학습 한 스텝", "정규화 없이", "anynorm", "Keras", "정규화가 더하는 시간"),
         "adds": "{ours:+.2f} ms, Keras는 {theirs:+.2f} ms",
         "norms": {"group": "그룹", "instance": "인스턴스", "layer": "레이어", "batch": "배치"},
     },

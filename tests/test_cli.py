@@ -10,17 +10,20 @@ import subprocess
 import sys
 import threading
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 pytest.importorskip("click")
+import click
 from click.testing import CliRunner
 
 import anynorm
 from anynorm.cli import digits
 from anynorm.cli.app import app
+from anynorm.cli.common import reported
 from anynorm.kernels import cpu, triton
 
 
@@ -181,6 +184,29 @@ def test_doctor_says_which_door_is_missing(monkeypatch):
     report = json.loads(run("doctor", "--json", "--framework", "numpy").output)["cpu_kernels"]
     assert report["doors"] == ["tensorflow"]
     assert report["why"].startswith("no door for jax")
+
+
+@pytest.mark.skipif(find_spec("jax") is None and find_spec("torch") is None, reason="no other backend for Keras")
+def test_rescue_needs_no_tensorflow(tmp_path):
+    """Nor that anybody says which backend Keras is to take."""
+    program = "import sys; sys.modules['tensorflow'] = None; from anynorm.cli import main; main()"
+    old = Path(__file__).parent / "old_files" / "group" / "model.h5"
+    words = ("rescue", str(old), "-o", str(tmp_path / "new.keras"))
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=240, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "new.keras").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("rich", "'anynorm[cli]'"), ("mlxtend", "'anynorm[demo]'"), ("torch", "torch")]
+)
+def test_what_is_missing_is_said_with_what_to_install(name, words):
+    with pytest.raises(click.ClickException) as said, reported():
+        raise ModuleNotFoundError(name=name)
+    assert said.value.message == f"{name} is not installed: pip install {words}"
 
 
 def test_doctor_of_a_framework_that_is_missing(monkeypatch):

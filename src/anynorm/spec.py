@@ -120,7 +120,8 @@ def _length(name: str, size: Any) -> int:
     except TypeError:
         length = 0
     if isinstance(size, bool) or length < 1:
-        raise ValueError(f"the size {name}={size!r} must be a positive whole number")
+        hint = "; what is added to the variance is eps" if name == "epsilon" else ""
+        raise ValueError(f"the size {name}={size!r} must be a positive whole number{hint}")
     return length
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 import click
 
@@ -29,10 +30,19 @@ def reported() -> Iterator[None]:
         raise click.UsageError(str(wrong)) from wrong
     except ModuleNotFoundError as missing:
         name = (missing.name or "").partition(".")[0]
-        extra = "cli" if name in ("rich", "matplotlib") else "demo"
-        raise click.ClickException(f"{name} is not installed: pip install 'anynorm[{extra}]'") from missing
+        wanted = {"rich": "'anynorm[cli]'", "matplotlib": "'anynorm[cli]'", "mlxtend": "'anynorm[demo]'"}.get(
+            name, name
+        )
+        raise click.ClickException(f"{name} is not installed: pip install {wanted}") from missing
     except OSError as failed:
         raise click.ClickException(f"{failed.strerror or failed}: {failed.filename or ''}".rstrip(": ")) from failed
+
+
+def choose_backend() -> None:
+    """Keras computes by TensorFlow unless it is told otherwise: where that is missing, by one that is there."""
+    there = [name for name in ("tensorflow", "jax", "torch") if find_spec(name) is not None]
+    if there and there[0] != "tensorflow":
+        os.environ.setdefault("KERAS_BACKEND", there[0])
 
 
 @contextmanager

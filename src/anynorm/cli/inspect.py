@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import hushed, reported
+from .common import choose_backend, hushed, reported
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,6 +44,7 @@ def inspect(model: Path, batch: int | None, as_json: bool) -> None:
     """
     with reported():
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        choose_backend()
         from ..surgery import inspect as facts_of
 
         with hushed():

@@ -193,7 +193,7 @@ def test_a_sample_alone_gives_the_same_bits_as_in_a_batch(case: Case, dtype: str
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_pages_of_columns_have_the_bits_of_their_parts(dtype: str, isa: str) -> None:
-    """Rows four pages apart, too many for the sets of a cache: a page at once, but parts of one where threads need work.
+    """Rows four pages apart, too many for the sets of a cache: a page at once, but parts of it where threads lack work.
 
     Also beside a column that needs doubles, and one whose gradient does.
     """

@@ -315,7 +315,7 @@ struct Across {
   // The projections of `n` columns, whole vectors of them, whose centres are at hand, from plain, with_h and rstd in
   // `room`, l.n numbers apart; whether they fit the type.
   template <class A>
-  bool make_projection(int64_t n, const double* room, Lines<A> l) const {
+  ANYNORM_APART bool make_projection(int64_t n, const double* room, Lines<A> l) const {
     typedef Vec<double> D;
     decltype(D() < D()) lost = {};
     for (int64_t i = 0; i < n; i += kLanes<double>) {
@@ -332,7 +332,7 @@ struct Across {
 
   // dx, with centres and projections at hand.
   template <class A>
-  void project(const Some& some, Lines<A> l) const {
+  ANYNORM_APART ANYNORM_FLAT void project(const Some& some, Lines<A> l) const {
     const int64_t n = some.n;
     if constexpr (sizeof(A) == sizeof(T)) {
       if (are_few<A>())

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+import click
 from common import ROOT, save
 
 KERNELS = ROOT / "src/anynorm/kernels/cpu"
@@ -64,6 +65,7 @@ def count(program: Path, direction: str, repeats: int, shape: Shape) -> int:
     return int(collected[1])
 
 
+@click.command(help=__doc__)
 def main() -> None:
     rows = []
     version = subprocess.run(["valgrind", "--version"], capture_output=True, text=True, check=True).stdout.strip()

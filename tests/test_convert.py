@@ -298,8 +298,8 @@ def test_whole_states_by_a_mapping_of_names():
     for layer in made["nnx"].layers[1:]:
         y = layer(y)
     # Flax's variance is the mean of squares less the square of the mean, in float32: it rounds as XLA's code for the
-    # processor adds, by more than an exact conversion does. A parameter in another's place is wrong by 0.1 and more.
-    np.testing.assert_allclose(y, want, rtol=0, atol=1e-3)
+    # processor adds, by more than an exact conversion does. A parameter in another's place is wrong by far more.
+    np.testing.assert_allclose(y, want, rtol=0, atol=1e-4)
     pure = nnx.to_pure_dict(nnx.state(made["nnx"]))
     back = convert_state(pure, {theirs: ours for ours, theirs in names.items()}, source="nnx", to="torch")
     fresh = models()["torch"]

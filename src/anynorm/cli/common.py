@@ -30,9 +30,8 @@ def reported() -> Iterator[None]:
         raise click.UsageError(str(wrong)) from wrong
     except ModuleNotFoundError as missing:
         name = (missing.name or "").partition(".")[0]
-        wanted = {"rich": "'anynorm[cli]'", "matplotlib": "'anynorm[cli]'", "mlxtend": "'anynorm[demo]'"}.get(
-            name, name
-        )
+        extra = {"rich": "cli", "matplotlib": "cli", "mlxtend": "demo"}.get(name)
+        wanted = f"'anynorm[{extra}]'" if extra else name
         raise click.ClickException(f"{name} is not installed: pip install {wanted}") from missing
     except OSError as failed:
         raise click.ClickException(f"{failed.strerror or failed}: {failed.filename or ''}".rstrip(": ")) from failed

@@ -5,7 +5,7 @@
 // into tiles of several parts, whose rows are read at once.
 struct Cut {
   int64_t part, tile;
-  static constexpr int64_t kMost = 16;  // parts of a tile
+  static constexpr int64_t kParts = 16;  // of a tile at most
 };
 
 template <class T>
@@ -30,69 +30,9 @@ Cut cut_across(const Call& call) {
   const int64_t wanted = collide ? kPage : fit > kShort ? 0 : least(kLong, kLarge / row);
   const int64_t enough = g.outer.size * columns / (collide ? 2 * call.threads : kTiles);
   const int64_t parts = (columns + out.part - 1) / out.part, together = least(wanted, enough) / out.part;
-  const int64_t each = most(1, least(together, Cut::kMost)), tiles = (parts + each - 1) / each;
+  const int64_t each = most(1, least(together, Cut::kParts)), tiles = (parts + each - 1) / each;
   out.tile = (parts + tiles - 1) / tiles * out.part;
   return out;
-}
-
-// R rows at once, so that what belongs to a column is loaded once for all of them.
-template <class A, int R, class T>
-void apply_across(const T* x, T* y, int64_t n, int64_t stride, ColumnCentre<A> c, const A* scale, const A* offset,
-                  bool past) {
-  Vec<A> by[R], more[R];
-  for (int r = 0; r < R; ++r) by[r] = broadcast(scale[r]), more[r] = broadcast(offset[r]);
-  over_results<A>(n, past && can_go_past<A>(y, stride), x != y, [&](int64_t i, auto lanes) {
-    const Centred<A> k = c.at(i, lanes);
-    for (int r = 0; r < R; ++r)
-      lanes.store(y + r * stride + i, fma(k.h(lanes.load(x + r * stride + i, k.mean)), by[r], more[r]));
-  });
-}
-
-// To each column's sums of g and g * h, and each row's own sums of dy and dy * h.
-template <class A, int R, bool Ahead, class T>
-void sum_across(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre<A> c, const A* scale, A* plain,
-                A* with_h, Sums* rows) {
-  Vec<A> by[R], row_plain[R] = {}, row_with_h[R] = {};
-  for (int r = 0; r < R; ++r) by[r] = broadcast(scale[r]);
-  over_vectors<A>(n, [&](int64_t i, auto lanes) {
-    // What belongs to columns is there for whole vectors: a part that was stored could not be loaded at once.
-    const Centred<A> k = c.at(i, Whole<A>());
-    Vec<A> p = load<A>(plain + i), q = load<A>(with_h + i);
-    if (Ahead) fetch_next<R, 2>(x + i, stride), fetch_next<R, 2>(dy + i, stride);
-    for (int pair = 0; pair < R; pair += 2) {
-      Vec<A> of_g = {}, of_g_h = {};
-      for (int r = pair; r < R && r < pair + 2; ++r) {
-        const int64_t at = r * stride + i;
-        const Vec<A> dy_here = lanes.load(dy + at), h = k.h(lanes.load(x + at, k.mean)), g = dy_here * by[r];
-        row_plain[r] += dy_here;
-        row_with_h[r] = fma(dy_here, h, row_with_h[r]);
-        of_g = r == pair ? g : Vec<A>(of_g + g);
-        of_g_h = r == pair ? Vec<A>(g * h) : fma(g, h, of_g_h);
-      }
-      p += of_g;
-      q += of_g_h;
-    }
-    store<A>(plain + i, p), store<A>(with_h + i, q);
-  });
-  double all[R], all_with_h[R];
-  sums_of_lanes<A, R>(row_plain, all), sums_of_lanes<A, R>(row_with_h, all_with_h);
-  for (int r = 0; r < R; ++r) rows[r] = {all[r], all_with_h[r]};
-}
-
-// dx as `dx_of` says.
-template <class A, int R, class T>
-void project_across(const T* x, const T* dy, T* dx, int64_t n, int64_t stride, ColumnCentre<A> c,
-                    ColumnProjection<A> p, const A* scale, bool past) {
-  Vec<A> by[R];
-  for (int r = 0; r < R; ++r) by[r] = broadcast(scale[r]);
-  over_results<A>(n, past && can_go_past<A>(dx, stride), dx != x && dx != dy, [&](int64_t i, auto lanes) {
-    const Centred<A> k = c.at(i, lanes);
-    const Vec<A> rstd = lanes.load(p.factor + i), slope = lanes.load(p.slope + i), level = lanes.load(p.level + i);
-    for (int r = 0; r < R; ++r) {
-      const int64_t at = r * stride + i;
-      lanes.store(dx + at, dx_of(k, lanes.load(x + at, k.mean), lanes.load(dy + at), Vec<A>(rstd * by[r]), slope, level));
-    }
-  });
 }
 
 template <class T>
@@ -295,7 +235,7 @@ struct Across {
     if (call.dx == nullptr) return;
     if (make_projection(whole, room, l)) return project(some, l);
     // Part by part, as if each were alone; those in doubles last, since their lines lie on those of the others.
-    bool lost[Cut::kMost] = {};
+    bool lost[Cut::kParts] = {};
     over_parts(some, [&](const Some& own, int64_t i) {
       const Lines<A> here = l.from(i);
       if (make_projection(line_of(own.n), room + i, here))

@@ -34,6 +34,7 @@ namespace {
 #include "columns_forward.h"
 #include "columns_backward.h"
 #include "across_few.h"
+#include "across_rows.h"
 #include "across.h"
 
 template <class T>

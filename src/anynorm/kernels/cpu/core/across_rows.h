@@ -1,6 +1,7 @@
 // Across: what is done to a few rows of a tile at once.
 
-// R rows at once, so that what belongs to a column is loaded once for all of them.
+// R rows at once, so that what belongs to a column is loaded once for all of them; made before the first is stored, as
+// in `make_vectors`, since rows may lie a multiple of 4096 bytes apart.
 template <class A, int R, class T>
 void apply_across(const T* x, T* y, int64_t n, int64_t stride, ColumnCentre<A> c, const A* scale, const A* offset,
                   bool past) {
@@ -8,8 +9,9 @@ void apply_across(const T* x, T* y, int64_t n, int64_t stride, ColumnCentre<A> c
   for (int r = 0; r < R; ++r) by[r] = broadcast(scale[r]), more[r] = broadcast(offset[r]);
   over_results<A>(n, past && can_go_past<A>(y, stride), x != y, [&](int64_t i, auto lanes) {
     const Centred<A> k = c.at(i, lanes);
-    for (int r = 0; r < R; ++r)
-      lanes.store(y + r * stride + i, fma(k.h(lanes.load(x + r * stride + i, k.mean)), by[r], more[r]));
+    Vec<A> made[R];
+    for (int r = 0; r < R; ++r) made[r] = fma(k.h(lanes.load(x + r * stride + i, k.mean)), by[r], more[r]);
+    for (int r = 0; r < R; ++r) lanes.store(y + r * stride + i, made[r]);
   });
 }
 
@@ -53,9 +55,11 @@ void project_across(const T* x, const T* dy, T* dx, int64_t n, int64_t stride, C
   over_results<A>(n, past && can_go_past<A>(dx, stride), dx != x && dx != dy, [&](int64_t i, auto lanes) {
     const Centred<A> k = c.at(i, lanes);
     const Vec<A> rstd = lanes.load(p.factor + i), slope = lanes.load(p.slope + i), level = lanes.load(p.level + i);
+    Vec<A> made[R];
     for (int r = 0; r < R; ++r) {
       const int64_t at = r * stride + i;
-      lanes.store(dx + at, dx_of(k, lanes.load(x + at, k.mean), lanes.load(dy + at), Vec<A>(rstd * by[r]), slope, level));
+      made[r] = dx_of(k, lanes.load(x + at, k.mean), lanes.load(dy + at), Vec<A>(rstd * by[r]), slope, level);
     }
+    for (int r = 0; r < R; ++r) lanes.store(dx + r * stride + i, made[r]);
   });
 }

@@ -25,6 +25,7 @@ namespace {
 #include "common.h"
 #include "rows.h"
 #include "rows_short.h"
+#include "rows_overlapped.h"
 #include "rows_forward.h"
 #include "rows_strips.h"
 #include "rows_backward.h"

@@ -86,7 +86,25 @@ inline void over_pairs(int64_t n, const F& work) {
   if (i < n) work(i, Part<A>{n - i});
 }
 
-// As above, the whole ones going past the caches.
+// out = of(i, lanes) for all vectors of n elements, four of them made before the first is stored: a load that follows
+// close behind a store to the same place of another page waits for it. Where a part of a vector takes long to store and
+// work may be done twice, as it may not be in place, the last vector is whole and begins among the one before.
+template <class A, class T, class F>
+inline void make_vectors(T* out, int64_t n, bool twice, const F& of) {
+  constexpr int64_t L = kLanes<A>, V = 4;
+  int64_t i = 0;
+  for (; i + V * L <= n; i += V * L) {
+    Vec<A> made[V];
+    for (int64_t k = 0; k < V; ++k) made[k] = of(i + k * L, Whole<A>());
+    for (int64_t k = 0; k < V; k += 2) store_two<A>(out + i + k * L, made[k], made[k + 1]);
+  }
+  for (; i + L <= n; i += L) store<A>(out + i, of(i, Whole<A>()));
+  if (i == n) return;
+  if (twice && !kStoresParts && n >= L) return store<A>(out + n - L, of(n - L, Whole<A>()));
+  store_part<A>(out + i, n - i, of(i, Part<A>{n - i}));
+}
+
+// work(i, lanes) as above, the whole ones going past the caches.
 template <class A, class F>
 inline void over_vectors_past(int64_t n, const F& work) {
   constexpr int64_t L = kLanes<A>;

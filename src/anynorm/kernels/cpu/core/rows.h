@@ -188,17 +188,9 @@ ANYNORM_APART void scale_stretch_past(const T* x, T* y, int64_t n, Vec<A> mean, 
 
 template <class A, class T>
 inline void scale_stretch(const T* x, T* y, int64_t n, Centre<A> k, A scale, A offset, bool past) {
-  constexpr int64_t L = kLanes<A>;
   const Vec<A> mean = broadcast(k.mean), a = broadcast(A(k.minus * scale)), b = broadcast(A(k.rest * scale + offset));
-  const auto y_of = [&](Vec<A> v) { return fma(Vec<A>(mean - v), a, b); };
   if (past && row_can_go_past<A>(y, n)) return scale_stretch_past<A>(x, y, n, mean, a, b);
-  int64_t i = 0;
-  for (; i + 4 * L <= n; i += 4 * L)
-    for (int64_t j = 0; j < 4; ++j) store<A>(y + i + j * L, y_of(load<A>(x + i + j * L)));
-  for (; i + L <= n; i += L) store<A>(y + i, y_of(load<A>(x + i)));
-  if (i == n) return;
-  if (!kStoresParts && n >= L && y != x) return store<A>(y + n - L, y_of(load<A>(x + n - L)));
-  store_part<A>(y + i, n - i, y_of(load_part<A>(x + i, n - i, mean)));
+  make_vectors<A>(y, n, y != x, [&](int64_t i, auto lanes) { return fma(Vec<A>(mean - lanes.load(x + i, mean)), a, b); });
 }
 
 template <class A, class T>
@@ -214,28 +206,19 @@ ANYNORM_APART void scale_elements_past(const T* x, T* y, int64_t n, Centred<A> k
 template <class A, class T>
 inline void scale_elements(const T* x, T* y, int64_t n, Centre<A> centre, const Work<T>* scale, const Work<T>* offset,
                            bool past) {
-  constexpr int64_t L = kLanes<A>;
   const Centred<A> k(centre);
   const Vec<A> zero = {};
   if (past && row_can_go_past<A>(y, n)) return scale_elements_past<A>(x, y, n, k, scale, offset);
-  int64_t i = 0;
-  if (offset != nullptr) {
-    const auto one = [&](int64_t at) { return fma(k.h(load<A>(x + at)), load<A>(scale + at), load<A>(offset + at)); };
-    for (; i + 4 * L <= n; i += 4 * L)
-      for (int64_t j = i; j < i + 4 * L; j += 2 * L) store_two<A>(y + j, one(j), one(j + L));
-    for (; i + L <= n; i += L) store<A>(y + i, one(i));
-  } else {
-    // Plus 0, as everywhere else: a product alone keeps a sign of zero that the others lose.
-    const auto one = [&](int64_t at) { return fma(k.h(load<A>(x + at)), load<A>(scale + at), zero); };
-    for (; i + 4 * L <= n; i += 4 * L)
-      for (int64_t j = i; j < i + 4 * L; j += 2 * L) store_two<A>(y + j, one(j), one(j + L));
-    for (; i + L <= n; i += L) store<A>(y + i, one(i));
-  }
-  if (i < n) {
-    const Vec<A> h = k.h(load_part<A>(x + i, n - i, k.mean));
-    const Vec<A> b = offset == nullptr ? zero : load_part<A>(offset + i, n - i, zero);
-    store_part<A>(y + i, n - i, fma(h, load_part<A>(scale + i, n - i, zero), b));
-  }
+  // Plus 0 without an offset, as everywhere else: a product alone keeps a sign of zero that the others lose.
+  const auto make = [&](const auto& more) {
+    make_vectors<A>(y, n, y != x, [&](int64_t i, auto lanes) {
+      return fma(k.h(lanes.load(x + i, k.mean)), lanes.load(scale + i), more(i, lanes));
+    });
+  };
+  if (offset != nullptr)
+    make([&](int64_t i, auto lanes) { return lanes.load(offset + i); });
+  else
+    make([&](int64_t, auto) { return zero; });
 }
 
 // Elements [begin, end) of the pieces [from, to) of a group.

@@ -2,24 +2,25 @@
 
 // dx of a row: row by row, though several would share scale, since a processor takes a load for the value of a store
 // 4096 bytes away until that is done.
-template <class A, class T>
+template <bool Past, class A, class T>
 inline void project_row(const T* x, const T* dy, T* dx, int64_t n, const Work<T>* scale, double rstd,
-                        const Projected<A>& p, bool past) {
-  const Vec<A> factor = broadcast(A(rstd));
-  const auto by = [=](int64_t i, auto lanes) { return Vec<A>(lanes.load(scale + i) * factor); };
-  if (past && row_can_go_past<A>(dx, n)) return project_past<A>(x, dy, dx, n, p, by);
+                        const Projected<A>& p) {
+  const Vec<A> factor = broadcast(A(rstd)), slope = p.slope, level = p.level;
   const Centred<A> k(p.k.mean, p.k.minus, p.k.rest);
-  const Vec<A> slope = p.slope, level = p.level;
-  over_pairs<A>(n, [&](int64_t i, auto lanes) {
-    lanes.store(dx + i, dx_of(k, lanes.load(x + i, k.mean), lanes.load(dy + i), by(i, lanes), slope, level));
-  });
+  const auto of = [&](int64_t i, auto lanes) {
+    return dx_of(k, lanes.load(x + i, k.mean), lanes.load(dy + i), Vec<A>(lanes.load(scale + i) * factor), slope, level);
+  };
+  if constexpr (Past)
+    over_vectors_past<A>(n, [&](int64_t i, auto lanes) { lanes.store(dx + i, of(i, lanes)); });
+  else
+    make_vectors<A>(dx, n, dx != x && dx != dy, of);
 }
 
 // For a row whose projection no float holds.
 template <class T>
 ANYNORM_APART void project_row_in_doubles(const Call& call, const Statistic& s, const Sums& sums, const T* x,
-                                          const T* dy, T* dx, int64_t n, const Work<T>* scale, bool past) {
-  project_row<double>(x, dy, dx, n, scale, s.rstd, {s, Projection<double>(call, s, sums)}, past);
+                                          const T* dy, T* dx, int64_t n, const Work<T>* scale) {
+  project_row<false, double>(x, dy, dx, n, scale, s.rstd, {s, Projection<double>(call, s, sums)});
 }
 
 // R rows at once, so that what is added to dscale and doffset is loaded and stored once for all of them.
@@ -32,8 +33,10 @@ struct RowsAtOnce {
   // `next` elements further on is fetched.
   template <bool Affine, bool Ahead>
   inline void sum(const Work<T>* scale, A* dscale, A* doffset, int64_t n, int64_t next, Sums* sums) const {
+    // By names of their own: what is reached through `this` is read anew after each store.
+    const T *row[R], *grad[R];
     Centred<A> own[R];
-    for (int r = 0; r < R; ++r) own[r] = Centred<A>(k[r]);
+    for (int r = 0; r < R; ++r) row[r] = x[r], grad[r] = dy[r], own[r] = Centred<A>(k[r]);
     for (int64_t begin = 0; begin < n; begin += kBlock) {
       Vec<A> each[2 * R] = {}, *const plain = each, *const with_h = each + R;
       const auto add = [&](int64_t at, auto lanes) {
@@ -41,8 +44,8 @@ struct RowsAtOnce {
         const Vec<A> by = lanes.load(scale + i);
         Vec<A> ds = Affine ? lanes.load(dscale + i) : Vec<A>{}, db = Affine ? lanes.load(doffset + i) : Vec<A>{};
         for (int r = 0; r < R; ++r) {
-          if (Ahead) fetch(x[r] + next + i), fetch(dy[r] + next + i);
-          const Vec<A> h = own[r].h(lanes.load(x[r] + i, own[r].mean)), g = lanes.load(dy[r] + i), scaled = g * by;
+          if (Ahead) fetch(row[r] + next + i), fetch(grad[r] + next + i);
+          const Vec<A> h = own[r].h(lanes.load(row[r] + i, own[r].mean)), g = lanes.load(grad[r] + i), scaled = g * by;
           if (Affine) {
             ds = fma(g, h, ds);
             db += g;
@@ -102,10 +105,12 @@ void backward_elements_at(const Call& call, int64_t group, const Work<T>* scale,
       const T *from = x + at[r].x + in.x, *grad = dy + at[r].x + in.x;
       T* const to = static_cast<T*>(call.dx) + at[r].x + in.x;
       const Work<T>* by = scale + at[r].affine + in.affine;
-      if (p.fits)
-        project_row<A>(from, grad, to, g.c, by, statistic[r].rstd, own, call.past);
+      if (p.fits && call.past && can_go_past<A>(to))
+        project_row<true, A>(from, grad, to, g.c, by, statistic[r].rstd, own);
+      else if (p.fits)
+        project_row<false, A>(from, grad, to, g.c, by, statistic[r].rstd, own);
       else
-        project_row_in_doubles(call, statistic[r], sums[r], from, grad, to, g.c, by, call.past);
+        project_row_in_doubles(call, statistic[r], sums[r], from, grad, to, g.c, by);
     }
   }
 }
@@ -141,24 +146,29 @@ ANYNORM_APART void backward_short(const Call& call, int64_t group, int64_t many,
   if (call.sums != nullptr) memcpy(static_cast<void*>(call.sums + group), sums, size_t(many) * sizeof *sums);
   if (call.dx == nullptr) return;
   T* const dx = static_cast<T*>(call.dx);
-  for (int64_t r = 0; r < many; r += R) {
-    D rstd, rest, plain, with_h;
-    for (int i = 0; i < R; ++i) {
-      rstd[i] = statistics[r + i].rstd, rest[i] = double(pair[(r + i) / kPair].k[i % kPair].rest);
-      plain[i] = sums[r + i].plain, with_h[i] = sums[r + i].with_h;
+  const auto project = [&](auto past) {
+    for (int64_t r = 0; r < many; r += R) {
+      D rstd, rest, plain, with_h;
+      for (int i = 0; i < R; ++i) {
+        rstd[i] = statistics[r + i].rstd, rest[i] = double(pair[(r + i) / kPair].k[i % kPair].rest);
+        plain[i] = sums[r + i].plain, with_h[i] = sums[r + i].with_h;
+      }
+      const ProjectionOf<W, D> p(call, rstd, rest, plain, with_h);
+      for (int i = 0; i < R; ++i) {
+        const auto& rows = pair[(r + i) / kPair];
+        const T *from = rows.x[i % kPair], *grad = rows.dy[i % kPair];
+        T* const to = dx + at[r + i];
+        const Projected<W> own(rows.k[i % kPair], W(p.slope[i]), W(p.level[i]));
+        if (!p.lost[i])
+          project_row<decltype(past)::value, W>(from, grad, to, n, scale, rstd[i], own);
+        else
+          project_row_in_doubles(call, statistics[r + i], sums[r + i], from, grad, to, n, scale);
+      }
     }
-    const ProjectionOf<W, D> p(call, rstd, rest, plain, with_h);
-    for (int i = 0; i < R; ++i) {
-      const auto& rows = pair[(r + i) / kPair];
-      const T *from = rows.x[i % kPair], *grad = rows.dy[i % kPair];
-      T* const to = dx + at[r + i];
-      const Projected<W> own(rows.k[i % kPair], W(p.slope[i]), W(p.level[i]));
-      if (!p.lost[i])
-        project_row<W>(from, grad, to, n, scale, rstd[i], own, false);
-      else
-        project_row_in_doubles(call, statistics[r + i], sums[r + i], from, grad, to, n, scale, false);
-    }
-  }
+  };
+  // Of whole vectors, one behind the other: where the first can go past the caches all can.
+  const bool past = call.past && can_go_past<W>(dx + at[0], n) && at[many - 1] == at[0] + (many - 1) * n;
+  past ? project(Given<true>()) : project(Given<false>());
 }
 
 // n numbers to as many doubles; zeros stay behind.

@@ -19,10 +19,17 @@ int forward_rows(const Call& given) {
     const Neighbours together = Neighbours::of<T>(call);
     const bool is_short = !call.given && g.pieces.size == 1 && bytes <= kShortRow;
     const int64_t at_once = is_short ? short_rows_of(bytes) : 1;
-    const int64_t each_task = (together.whole(grain(bytes)) + at_once - 1) / at_once * at_once;
+    const bool overlapped = is_short && are_overlapped<T>(call);
+    // At either end of a task nothing overlaps: then larger ones, if enough of them are left for all threads.
+    const int64_t longer = overlapped ? most(1, least(8, g.groups / grain(bytes) / call.threads / 4)) : 1;
+    const int64_t each_task = (together.whole(longer * grain(bytes)) + at_once - 1) / at_once * at_once;
     return each(call, (g.groups + each_task - 1) / each_task, [&](int64_t task) {
       const int64_t end = least(g.groups, (task + 1) * each_task);
       int64_t i = task * each_task;
+      if (overlapped) {
+        call.removes_mean ? overlapped_rows<T, true>(call, b, i, end) : overlapped_rows<T, false>(call, b, i, end);
+        return 0;
+      }
       if (is_short) {
         for (; i < end; i += at_once) short_rows<T>(call, b, i, least(at_once, end - i));
         return 0;

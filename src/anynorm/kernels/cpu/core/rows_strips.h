@@ -60,32 +60,22 @@ struct Projected {
   Projected(const Statistic& s, const Projection<A>& p) : Projected(Centre<A>(s), p) {}
 };
 
-// dx past the caches; by(i, lanes) is the factor of dy.
-template <class A, class T, class F>
-ANYNORM_APART void project_past(const T* x, const T* dy, T* dx, int64_t n, Projected<A> p, F by) {
+template <class A, class T>
+ANYNORM_APART void project_past(const T* x, const T* dy, T* dx, int64_t n, Vec<A> by, Projected<A> p) {
   over_vectors_past<A>(n, [&](int64_t i, auto lanes) {
-    lanes.store(dx + i, dx_of(p.k, lanes.load(x + i, p.k.mean), lanes.load(dy + i), by(i, lanes), p.slope, p.level));
+    lanes.store(dx + i, dx_of(p.k, lanes.load(x + i, p.k.mean), lanes.load(dy + i), by, p.slope, p.level));
   });
 }
 
 template <class A, class T>
 inline void project_stretch(const T* x, const T* dy, T* dx, int64_t n, A factor, const Projected<A>& p, bool past) {
-  constexpr int64_t L = kLanes<A>;
   // One by one: a whole structure is copied through memory, in halves for which the processor has to wait.
   const Centred<A> k(p.k.mean, p.k.minus, p.k.rest);
   const Vec<A> by = broadcast(factor), slope = p.slope, level = p.level;
-  if (past && row_can_go_past<A>(dx, n)) return project_past<A>(x, dy, dx, n, p, [=](int64_t, auto) { return by; });
-  const auto one = [&](int64_t at) {
-    store<A>(dx + at, dx_of(k, load<A>(x + at), load<A>(dy + at), by, slope, level));
-  };
-  int64_t i = 0;
-  for (; i + 4 * L <= n; i += 4 * L)
-    for (int64_t j = 0; j < 4; ++j) one(i + j * L);
-  for (; i + L <= n; i += L) one(i);
-  if (i == n) return;
-  if (!kStoresParts && n >= L && dx != x && dx != dy) return one(n - L);
-  const Part<A> rest = {n - i};
-  rest.store(dx + i, dx_of(k, rest.load(x + i, k.mean), rest.load(dy + i), by, slope, level));
+  if (past && row_can_go_past<A>(dx, n)) return project_past<A>(x, dy, dx, n, by, p);
+  make_vectors<A>(dx, n, dx != x && dx != dy, [&](int64_t i, auto lanes) {
+    return dx_of(k, lanes.load(x + i, k.mean), lanes.load(dy + i), by, slope, level);
+  });
 }
 
 // The strips of a group: its pieces, their channels, and these cut where they are long. Where one lies within the group,

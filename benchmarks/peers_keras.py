@@ -31,3 +31,13 @@ def _built(module: Any, case: Case, scale: Any, offset: Any) -> Any:
 def training(case: Case) -> dict[str, bool]:
     """The call arguments under which a layer uses the batch's statistics."""
     return {"training": True} if case.family.keras == "BatchNormalization" else {}
+
+
+def layer_of(function: Callable[[Any], Any]) -> Any:
+    """A layer that calls a function and nothing else."""
+
+    class Through(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            return function(x)
+
+    return Through()

@@ -123,7 +123,7 @@ def _maker(function: Function, x: Tensor, dy: Tensor, scale: Tensor, offset: Ten
 
 
 def through(mode: str, x: np.ndarray, dy: np.ndarray, scale: np.ndarray, offset: np.ndarray | None) -> dict[str, Timed]:
-    """Each byte once as torch's users meet it: results made anew, an autograd function in Python."""
+    """Each byte once as torch's users meet it: results made anew, an autograd function in Python, in Keras a layer."""
     if mode == "torch.compile":
         return {}
     leaf, w, b = (None if a is None else torch.tensor(a).requires_grad_() for a in (x, scale, offset))
@@ -148,17 +148,25 @@ def through(mode: str, x: np.ndarray, dy: np.ndarray, scale: np.ndarray, offset:
             floors.loops().backward(*(ctypes.c_void_p(a.data_ptr()) for a in (x, dy, dx)), *sizes)
             return dx, *more
 
+    def function(x: Tensor) -> Tensor:
+        return Moving.apply(x, *leaves[1:]) if torch.is_grad_enabled() else moved(x)
+
+    if mode == "Keras/torch":
+        import peers_keras
+
+        function = peers_keras.layer_of(function)
+
     def forward() -> Tensor:
         with torch.no_grad():
-            return moved(leaf)
+            return function(leaf)
 
-    before = Moving.apply(*leaves)
+    before = function(leaf)
 
     def backward() -> Any:
         return torch.autograd.grad(before, leaves, dy, retain_graph=True)
 
     def both() -> Any:
-        y = Moving.apply(*leaves)
+        y = function(leaf)
         return y, torch.autograd.grad(y, leaves, dy)
 
     return {FORWARD: forward, BACKWARD: backward, BOTH: both}

@@ -302,7 +302,7 @@ def test_channels_taken_together_have_the_bits_that_they_have_alone(
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("n", [2, 7, 16, 31, 64, 100, 260, 517, 1000])
+@pytest.mark.parametrize("n", [2, 7, 16, 31, 64, 100, 260, 392, 517, 1000])
 @pytest.mark.parametrize("name", ["layer, last axis", "RMS, last axis"])
 def test_short_rows_have_the_bits_that_they_have_alone(name: str, n: int, dtype: str, isa: str) -> None:
     """Also by halves, on lines of the cache, in place and by several threads; beside one that needs doubles, one whose

@@ -105,7 +105,7 @@ void backward_elements_at(const Call& call, int64_t group, const Work<T>* scale,
       const T *from = x + at[r].x + in.x, *grad = dy + at[r].x + in.x;
       T* const to = static_cast<T*>(call.dx) + at[r].x + in.x;
       const Work<T>* by = scale + at[r].affine + in.affine;
-      if (p.fits && call.past && can_go_past<A>(to))
+      if (p.fits && call.past && (row_can_go_past<A>(to, g.c) || can_go_past<A>(to, g.c)))
         project_row<true, A>(from, grad, to, g.c, by, statistic[r].rstd, own);
       else if (p.fits)
         project_row<false, A>(from, grad, to, g.c, by, statistic[r].rstd, own);

@@ -41,13 +41,15 @@ ANYNORM_APART void scale_and_sum(const T* x, T* y, int64_t n, const Centre<A>& c
     };
     const auto one = [&](int64_t i, auto lanes) {
       const Vec<A> made = of(i, lanes);
+      if (IsPast) fetch(later + n + i);
       add_one<A, Removes>(lanes.load(later + i, about), about, &sum, &square);
       lanes.store(y + i, made);
     };
     int64_t i = 0;
     for (; i + 4 * L <= n; i += 4 * L) some(i, AtOnce<4>());
     if (i + 2 * L <= n) some(i, AtOnce<2>()), i += 2 * L;
-    if (i + L <= n) one(i, Whole<A>()), i += L;
+    // Where results go past the caches all whole vectors do: of a line in two parts each takes a way of its own.
+    if (i + L <= n) IsPast ? one(i, Past<A>()) : one(i, Whole<A>()), i += L;
     if (i < n) one(i, Part<A>{n - i});
   };
   // Plus 0 without an offset, as everywhere else: a product alone keeps a sign of zero that the others lose.
@@ -58,14 +60,13 @@ ANYNORM_APART void scale_and_sum(const T* x, T* y, int64_t n, const Centre<A>& c
   sums->sum = sum, sums->square = square;
 }
 
-// Whether rows are such: not so short that several of them are better taken at once.
+// Whether all rows are such.
 template <class T>
 bool are_overlapped(const Call& call) {
   const Geometry& g = call.geometry;
   bool shared = true;  // one place of scale for all
   for (int i = 0; i < g.outer.rank; ++i) shared = shared && g.outer.affine[i] == 0;
-  return kMayOverlap<T> && shared && call.y != nullptr && call.scale != nullptr && g.s == 1 &&
-         g.c * int64_t(sizeof(T)) >= kNarrowRow;
+  return shared && call.y != nullptr && call.scale != nullptr && g.s == 1 && may_overlap<T>(g.c);
 }
 
 // Statistics and y of the groups [from, to).

@@ -10,10 +10,13 @@ constexpr int64_t kNarrowRow = 1024;
 // places in turn take longer, and a processor takes a load for the value of a store 4096 bytes away until that is done.
 constexpr int64_t kWrittenTogether = 512;
 
-// Whether the sums of one row may be taken while another is written: not where conversions take longer than the memory,
-// which have no time to wait for one another's sums either.
+// Whether the sums of a row may be taken while another is written, for which fewer additions have to wait for one
+// another: of shorter rows several are better taken at once, and where conversions take longer than the memory nothing is
+// gained.
 template <class T>
-constexpr bool kMayOverlap = sizeof(T) == sizeof(Work<T>);
+inline bool may_overlap(int64_t n) {
+  return sizeof(T) == sizeof(Work<T>) && n * int64_t(sizeof(T)) >= 1536;
+}
 
 // To a row's sums of differences from `about`, or of the elements themselves, and of their squares.
 template <class A, bool Centred>
@@ -74,17 +77,20 @@ inline void short_moments(const T* const* x, int64_t n, int64_t ahead, double* m
   Vec<A> about[R] = {}, sum[R] = {}, square[R] = {};
   if (Centred) amid_rows<A, R>(x, n, shift, about);
   int64_t i = 0;
-  for (; i + 2 * L <= n; i += 2 * L)
-    for (int r = 0; r < R; ++r) {
-      if (ahead > 0) fetch(x[r] + ahead + i);
-      const Vec<A> one = load<A>(x[r] + i), other = load<A>(x[r] + i + L);
-      if (kMayOverlap<T>) {
-        add_two<A, Centred>(one, other, about[r], sum + r, square + r);
-      } else {
-        add_one<A, Centred>(one, about[r], sum + r, square + r);
-        add_one<A, Centred>(other, about[r], sum + r, square + r);
+  const auto in_twos = [&](auto together) {
+    for (; i + 2 * L <= n; i += 2 * L)
+      for (int r = 0; r < R; ++r) {
+        if (ahead > 0) fetch(x[r] + ahead + i);
+        const Vec<A> one = load<A>(x[r] + i), other = load<A>(x[r] + i + L);
+        if (decltype(together)::value) {
+          add_two<A, Centred>(one, other, about[r], sum + r, square + r);
+        } else {
+          add_one<A, Centred>(one, about[r], sum + r, square + r);
+          add_one<A, Centred>(other, about[r], sum + r, square + r);
+        }
       }
-    }
+  };
+  may_overlap<T>(n) ? in_twos(Given<true>()) : in_twos(Given<false>());
   if (i + L <= n) {
     for (int r = 0; r < R; ++r) add_one<A, Centred>(load<A>(x[r] + i), about[r], sum + r, square + r);
     i += L;
@@ -101,10 +107,15 @@ inline void scale_rows(const T* const* x, T* const* y, int64_t n, const Statisti
                        const Work<T>* offset, bool past) {
   Centred<A> k[R];
   centre_all<A, R>(statistic, k);
-  for (int r = 0; r < R; ++r) past = past && can_go_past<A>(y[r]);
+  // Several rows in turn past the caches only where they are of whole lines: the parts of one would be written far apart.
+  const bool has_whole_lines = (uintptr_t(y[0]) | uintptr_t(n) * sizeof(T)) % 64 == 0;
+  past = past && (R == 1 || has_whole_lines);
+  for (int r = 0; r < R; ++r) past = past && can_go_past<A>(y[r], n);
   over_results<A>(n, past, [&](int64_t i, auto lanes) {
     const Vec<A> a = lanes.load(scale + i), b = offset == nullptr ? Vec<A>{} : lanes.load(offset + i);
-    for (int r = 0; r < R; ++r) lanes.store(y[r] + i, fma(k[r].h(lanes.load(x[r] + i, k[r].mean)), a, b));
+    Vec<A> made[R];
+    for (int r = 0; r < R; ++r) made[r] = fma(k[r].h(lanes.load(x[r] + i, k[r].mean)), a, b);
+    for (int r = 0; r < R; ++r) lanes.store(y[r] + i, made[r]);
   });
 }
 

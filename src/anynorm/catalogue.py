@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .spec import MOMENTS, NormSpec
 
@@ -160,6 +161,12 @@ def batch(axis: int | Iterable[int], rank: int, remove: Iterable[str] = MOMENTS)
 
 
 def _over(reduced: tuple[int, ...], carriers: tuple[int, ...], rank: int, remove: Iterable[str] = MOMENTS) -> NormSpec:
+    return _of_axes(reduced, carriers, rank, remove if isinstance(remove, str) else tuple(remove))
+
+
+# Layers ask at every call.
+@lru_cache(maxsize=1024)
+def _of_axes(reduced: tuple[int, ...], carriers: tuple[int, ...], rank: int, remove: str | tuple[str, ...]) -> NormSpec:
     pattern = " ".join(f"[a{i}]" if i in reduced else f"a{i}" for i in range(rank))
     return NormSpec.of(pattern, affine=" ".join(f"a{i}" for i in carriers), remove=remove)
 

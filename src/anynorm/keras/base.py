@@ -56,7 +56,7 @@ class SentenceLayer(keras.layers.Layer):
         """The input in the wider of its own and the layer's type, the mask aligned with it, sentence and operations."""
         module = ops.of(x)
         spec = self.checked_spec(x, module.shape(x))
-        x = keras.ops.cast(x, wider(keras.backend.standardize_dtype(x.dtype), self.compute_dtype))
+        x = cast(x, wider(keras.backend.standardize_dtype(x.dtype), self.compute_dtype))
         return x, self._aligned(mask, x, module), spec, module
 
     def normalize(self, x: Tensor, scale: Any, offset: Any, mask: Tensor | None) -> Tensor:
@@ -67,7 +67,7 @@ class SentenceLayer(keras.layers.Layer):
         return self.leave(y)
 
     def leave(self, y: Tensor) -> Tensor:
-        return keras.ops.cast(y, self.compute_dtype)
+        return cast(y, self.compute_dtype)
 
     def checked_spec(self, x: Tensor, shape: Shape) -> NormSpec:
         """The sentence for a tensor, actual or symbolic; raises where type, shape or parameters do not fit."""
@@ -217,6 +217,11 @@ def tensors(x: Tensor, *variables: Any) -> list[Tensor | None]:
     """The variables' values; Keras's own conversion may hand back the variable itself, which is no tensor."""
     convert = ops.of(x).convert
     return [None if v is None else convert(keras.ops.convert_to_tensor(v), x) for v in variables]
+
+
+def cast(x: Tensor, dtype: str) -> Tensor:
+    """x in another type, or x itself: for Keras to find that out takes as long as the arithmetic of a small layer."""
+    return x if keras.backend.standardize_dtype(x.dtype) == dtype else keras.ops.cast(x, dtype)
 
 
 def wider(a: str, b: str) -> str:

@@ -48,7 +48,7 @@ ANYNORM_APART void scale_and_sum(const T* x, T* y, int64_t n, const Centre<A>& c
     int64_t i = 0;
     for (; i + 4 * L <= n; i += 4 * L) some(i, AtOnce<4>());
     if (i + 2 * L <= n) some(i, AtOnce<2>()), i += 2 * L;
-    // Where results go past the caches all whole vectors do: of a line in two parts each takes a way of its own.
+    // The last whole vector goes past the caches too: a line that is stored in both ways takes several times as long.
     if (i + L <= n) IsPast ? one(i, Past<A>()) : one(i, Whole<A>()), i += L;
     if (i < n) one(i, Part<A>{n - i});
   };

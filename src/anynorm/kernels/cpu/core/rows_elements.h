@@ -105,6 +105,7 @@ void backward_elements_at(const Call& call, int64_t group, const Work<T>* scale,
       const T *from = x + at[r].x + in.x, *grad = dy + at[r].x + in.x;
       T* const to = static_cast<T*>(call.dx) + at[r].x + in.x;
       const Work<T>* by = scale + at[r].affine + in.affine;
+      // Short rows only where all of them can.
       if (p.fits && call.past && (row_can_go_past<A>(to, g.c) || can_go_past<A>(to, g.c)))
         project_row<true, A>(from, grad, to, g.c, by, statistic[r].rstd, own);
       else if (p.fits)

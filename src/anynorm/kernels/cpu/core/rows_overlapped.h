@@ -2,20 +2,20 @@
 // one behind it is read and summed up. So memory is read and written at once, and the statistic of the row between them
 // has the time of a row to arrive.
 
-// The sums of a row, and the number about which they are taken.
+// The moments of a row, and the number about which its sums are taken.
 template <class A>
-struct RowSums {
-  Vec<A> about = {}, sum = {}, square = {};
-  double shift = 0;
+struct RowMoments {
+  Vec<A> about = {};
+  double shift = 0, mean = 0, m2 = 0;
 };
 
-// y of a row, and the sums of a later one. IsPast: y goes past the caches, and what follows the later row is fetched.
+// y of a row, and the moments of a later one, as of `short_moments`. IsPast: y goes past the caches, and what follows the later row is fetched.
 template <class A, bool Removes, bool IsPast, class T>
 ANYNORM_APART void scale_and_sum(const T* x, T* y, int64_t n, const Centre<A>& centre, const Work<T>* scale,
-                                 const Work<T>* offset, const T* later, RowSums<A>* sums) {
+                                 const Work<T>* offset, const T* later, RowMoments<A>* moments) {
   constexpr int64_t L = kLanes<A>;
   const Centred<A> k(centre);
-  const Vec<A> about = sums->about;
+  const Vec<A> about = moments->about;
   Vec<A> sum = {}, square = {};
   const auto over = [&](const auto& more) {
     const auto of = [&](int64_t i, auto lanes) {
@@ -57,7 +57,7 @@ ANYNORM_APART void scale_and_sum(const T* x, T* y, int64_t n, const Centre<A>& c
     over([&](int64_t i, auto lanes) { return lanes.load(offset + i); });
   else
     over([](int64_t, auto) { return Vec<A>{}; });
-  sums->sum = sum, sums->square = square;
+  moments_of<A, Removes, 1>(&moments->shift, &sum, &square, n, &moments->mean, &moments->m2);
 }
 
 // Whether all rows are such.
@@ -81,30 +81,19 @@ void overlapped_rows(const Call& call, const Blocks& b, int64_t from, int64_t to
   // Of the row that is written, of the two behind it and of the one behind these: nothing is copied, since a processor
   // waits for halves of what was stored as a whole.
   constexpr int64_t kRing = 4;
-  RowSums<W> ring[kRing];
+  RowMoments<W> ring[kRing];
   const auto begin = [&](int64_t i) {
-    RowSums<W>& s = ring[i % kRing];
+    RowMoments<W>& s = ring[i % kRing];
     const T* const row = x + offset(outer, i);
     if (Removes) amid_rows<W, 1>(&row, n, &s.shift, &s.about);
   };
-  // Adds as `scale_and_sum` does.
   const auto sum = [&](int64_t i) {
-    constexpr int64_t L = kLanes<W>;
-    RowSums<W>& s = ring[i % kRing];
     const T* const row = x + offset(outer, i);
-    s.sum = s.square = Vec<W>{};
-    int64_t at = 0;
-    for (; at + 2 * L <= n; at += 2 * L)
-      add_two<W, Removes>(load<W>(row + at), load<W>(row + at + L), s.about, &s.sum, &s.square);
-    over_vectors<W>(n - at, [&](int64_t j, auto lanes) {
-      add_one<W, Removes>(lanes.load(row + at + j, s.about), s.about, &s.sum, &s.square);
-    });
+    short_moments<W, Removes, 1>(&row, n, 0, &ring[i % kRing].mean, &ring[i % kRing].m2);
   };
   const auto settle = [&](int64_t i) {
-    const RowSums<W>& s = ring[i % kRing];
-    Moments m = {double(n), 0, 0, false};
-    moments_of<W, Removes, 1>(&s.shift, &s.sum, &s.square, n, &m.mean, &m.m2);
-    const Finished f = row_statistic(call, b, x + offset(outer, i), m);
+    const RowMoments<W>& s = ring[i % kRing];
+    const Finished f = row_statistic(call, b, x + offset(outer, i), {double(n), s.mean, s.m2, false});
     put<W>(call, i, f);
     return f.statistic;
   };
@@ -120,11 +109,11 @@ void overlapped_rows(const Call& call, const Blocks& b, int64_t from, int64_t to
       if (i + 2 < to) sum(i + 2);
     } else {
       const T* const later = x + offset(outer, i + 2);
-      RowSums<W>* const sums = ring + (i + 2) % kRing;
+      RowMoments<W>* const moments = ring + (i + 2) % kRing;
       if (call.past && can_go_past<W>(y + at))
-        scale_and_sum<W, Removes, true>(x + at, y + at, n, Centre<W>(now), scale, more, later, sums);
+        scale_and_sum<W, Removes, true>(x + at, y + at, n, Centre<W>(now), scale, more, later, moments);
       else
-        scale_and_sum<W, Removes, false>(x + at, y + at, n, Centre<W>(now), scale, more, later, sums);
+        scale_and_sum<W, Removes, false>(x + at, y + at, n, Centre<W>(now), scale, more, later, moments);
     }
     now = next;
   }

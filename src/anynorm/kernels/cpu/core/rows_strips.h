@@ -60,6 +60,7 @@ struct Projected {
   Projected(const Statistic& s, const Projection<A>& p) : Projected(Centre<A>(s), p) {}
 };
 
+// dx past the caches.
 template <class A, class T>
 ANYNORM_APART void project_past(const T* x, const T* dy, T* dx, int64_t n, Vec<A> by, Projected<A> p) {
   over_vectors_past<A>(n, [&](int64_t i, auto lanes) {

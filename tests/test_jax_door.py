@@ -130,6 +130,27 @@ def test_a_batch_is_one_call():
     np.testing.assert_array_equal(nested(twice, *one[1:3])[1, 2], f(twice[1, 2], *one[1:3]))
 
 
+@some
+def test_kernels_take_arrays_as_users_have_them(case):
+    """Reshaped for a call, they would be in XLA's loops beside it too, which run slowly over a few channels a group."""
+
+    def step(x, scale, offset, dy):
+        y, pull = jax.vjp(lambda x, *a: function(case)(x + 1.0, *a), x, scale, offset)
+        return y, pull(2.0 * dy)
+
+    def lines(f: Any, *args: Any) -> list[str]:
+        text = jax.jit(f).lower(*args).compile().as_text()
+        return [line for line in text.splitlines() if 'custom_call_target="Anynorm' in line]
+
+    written = ",".join(map(str, case.shape))
+    calls = lines(step, *given(case))
+    assert len(calls) == 2
+    assert all(f"f32[{written}]" in line for line in calls)
+    calls = lines(jax.vmap(step), *given(case, 3))
+    assert len(calls) == 2
+    assert all(f"f32[3,{written}]" in line for line in calls)
+
+
 def test_gradients_of_each_example():
     """A parameter that the examples share has one gradient for each of them."""
     x, (_, scale, offset, _) = given(LAYER, 3)[0], given(LAYER)

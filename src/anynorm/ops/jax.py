@@ -39,7 +39,7 @@ def convert(values: Any, like: Array) -> Array:
 
 
 # Compiled even where the caller is not: in eager mode JAX would trace and compile each operation by itself.
-@partial(jax.jit, static_argnames=("spec", "eps", "kernel"))
+@partial(jax.jit, static_argnames=("spec", "eps", "kernel", "statistics"))
 def normalize(
     x: Array,
     scale: Array | None,
@@ -48,14 +48,19 @@ def normalize(
     spec: NormSpec,
     eps: float,
     kernel: str | None = None,
-) -> tuple[Array, Array, Array]:
-    """y, mean and variance; the two statistics carry no gradient (`moments` does)."""
+    *,
+    statistics: bool = True,
+) -> tuple[Array, Array | None, Array | None]:
+    """y, mean and variance; the two statistics carry no gradient (`moments` does).
+
+    `statistics`: whether anybody asks for them; None may stand for them where not.
+    """
     plan, formula = _plan(x, mask, spec, eps, kernel)
     scale, offset = _affine(x, scale, plan), _affine(x, offset, plan)
     given = {"x": layout.to_runs(Verbs, x, plan), "scale": scale, "offset": offset, "mask": _mask(x, mask, plan)}
     work = statistics_dtype(dtype(x))
     y, mean, variance = call(forward_p, formula, given, {"y": x.dtype, "mean": work, "variance": work}).values()
-    return layout.from_runs(Verbs, y, x, plan), *_statistics(x, mean, variance, plan)
+    return layout.from_runs(Verbs, y, x, plan), *(_statistics(x, mean, variance, plan) if statistics else (None, None))
 
 
 def normalize_across(
@@ -110,7 +115,7 @@ def _plan(x: Array, mask: Array | None, spec: NormSpec, eps: float, kernel: str 
     platform = device if isinstance(device, str) else device.platform
     chosen = select(plan, "jax", platform, dtype(x), kernel, mask is not None).kernel
     asked = (kernel or forced_by_environment()) is not None
-    return plan, Formula(plan.labels, plan.removes_mean, plan.removes_scale, eps, chosen, asked)
+    return plan, Formula(plan.labels, plan.removes_mean, plan.removes_scale, eps, chosen, x.shape, asked)
 
 
 def _affine(x: Array, values: Array | None, plan: Plan) -> Array | None:

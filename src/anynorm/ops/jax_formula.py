@@ -78,6 +78,7 @@ class Formula:
         kernel: the kernel that was chosen where this was traced. "composed" is kept to on every platform; "cpu" runs
             where the program is compiled for a CPU and for one device, and "pallas" where it is for one CUDA device or
             for a CPU that interprets it; both are replaced by composed elsewhere.
+        shape: of the array as its user has it, and as the CPU kernels are given it.
         asked: whether it is the kernel that was asked for. One that was only the best is not written into an exported
             program, which need not be loaded where anynorm is.
     """
@@ -87,6 +88,7 @@ class Formula:
     removes_scale: bool
     eps: float
     kernel: str
+    shape: tuple[Any, ...]
     asked: bool = False
 
     def plan(self, shape: tuple[Any, ...]) -> Plan:
@@ -99,9 +101,9 @@ class Formula:
         order = tuple(range(len(runs)))
         return Plan(runs, order, as_the_runs, as_the_runs, self.removes_mean, self.removes_scale)
 
-    def batched(self, affine: bool) -> Formula:
-        """The same with one more kept run in front."""
-        return replace(self, labels=("K" if affine else "k") + self.labels)
+    def batched(self, affine: bool, size: Any) -> Formula:
+        """The same with one more kept run in front, of that length."""
+        return replace(self, labels=("K" if affine else "k") + self.labels, shape=(size, *self.shape))
 
     def lanes(self, masked: bool) -> int:
         """How many numbers `saved` has for each statistic: composed's, or two doubles in four parts."""

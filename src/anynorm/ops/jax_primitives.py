@@ -86,7 +86,7 @@ def _batch(
             moved.append(jnp.moveaxis(a, d, 0))
         else:
             moved.append(jnp.broadcast_to(a, (1 if name in AFFINE and not affine else size, *a.shape)))
-    out = primitive.bind(*moved, formula=formula.batched(affine), has=has, wanted=wanted)
+    out = primitive.bind(*moved, formula=formula.batched(affine, size), has=has, wanted=wanted)
     return out, [0] * len(out)
 
 
@@ -209,8 +209,8 @@ def _kernel(primitive: Primitive, platform: str, formula: Formula, x: Any) -> Ca
     """The kernel that was chosen, told of arrays like x; None where it does not run on this platform."""
     plan, name = formula.plan(x.shape), primitive.name.removeprefix("anynorm_")
     if formula.kernel == "cpu" and platform == "cpu":
-        words = cpu.words(plan, formula.eps)
-        return None if words is None else partial(cpu.RUN[name], words)
+        told = cpu.told(plan, formula.eps, formula.shape)
+        return None if told is None else partial(cpu.RUN[name], told)
     if formula.kernel == "pallas" and (platform == "cuda" or (platform == "cpu" and interpreted())):
         problem = pallas.problem(plan, formula.eps, interpret=platform == "cpu")
         return None if problem is None else partial(pallas.RUN[name], problem)

@@ -40,6 +40,8 @@ class Handler(NamedTuple):
 FORWARD = Handler("AnynormForward", ("x",), ("scale", "offset"), ("y",), ("mean", "variance", "saved"))
 BACKWARD = Handler("AnynormBackward", ("x", "dy", "saved"), ("scale",), ("dx",), ("dscale", "doffset"))
 MOMENTS = Handler("AnynormMoments", ("x",), (), ("mean", "variance"), ())
+# Those that lie as x does.
+_WHOLE = ("x", "y", "dy", "dx")
 
 
 @lru_cache(maxsize=1)
@@ -54,12 +56,23 @@ def _register() -> bool:
     return True
 
 
-def words(plan: Plan, eps: float) -> Words | None:
-    """What a handler is told of an array of that plan; None where no kernel can run."""
+class Told(NamedTuple):
+    """What a handler is told: in words, and by the shape of the arrays that lie as x does.
+
+    XLA's loops before and behind a call run over the shape that it has: over groups of two channels they take several
+    times as long as over all channels.
+    """
+
+    words: Words
+    shape: tuple[int, ...]
+
+
+def told(plan: Plan, eps: float, shape: tuple[int, ...]) -> Told | None:
+    """What a handler is told of an array of that plan and shape; None where no kernel can run."""
     merged = _merged(plan)
     if plan.empty or any(run.extent is None for run in plan.runs) or not supports(merged) or not _register():
         return None
-    return {
+    words = {
         "extents": np.array([run.known for run in merged.runs], np.int64),
         "reduced": np.int64(sum(run.reduced << i for i, run in enumerate(merged.runs))),
         "affine": np.int64(sum(run.affine << i for i, run in enumerate(merged.runs))),
@@ -67,6 +80,7 @@ def words(plan: Plan, eps: float) -> Words | None:
         "threads": np.int64(_threads()),
         "eps": np.float64(eps),
     }
+    return Told(words, shape)
 
 
 def _threads() -> int:
@@ -85,42 +99,43 @@ def _merged(plan: Plan) -> Plan:
     return replace(plan, runs=tuple(runs))
 
 
-def call(handler: Handler, words: Words, given: Values, wanted: Values) -> list[Array]:
+def call(handler: Handler, told: Told, given: Values, wanted: Values) -> list[Array]:
     """The results named in `wanted`, which says their shapes and types."""
     names = [*handler.arguments, *(name for name in handler.more_arguments if name in given)]
-    results: list[Array] = jax.ffi.ffi_call(handler.symbol, list(wanted.values()))(
-        *(given[name] for name in names),
+    out = [a.update(shape=told.shape) if name in _WHOLE else a for name, a in wanted.items()]
+    results: list[Array] = jax.ffi.ffi_call(handler.symbol, out)(
+        *(given[name].reshape(told.shape) if name in _WHOLE else given[name] for name in names),
         given=_bits(handler.more_arguments, given),
         wanted=_bits(handler.more_results, wanted),
-        **words,
+        **told.words,
     )
-    return results
+    return [a.reshape(like.shape) for a, like in zip(results, wanted.values(), strict=True)]
 
 
 def _bits(names: tuple[str, ...], there: Values) -> Any:
     return np.int64(sum(1 << i for i, name in enumerate(names) if name in there))
 
 
-def push(words: Words, given: Values, wanted: Values) -> list[Array]:
+def push(told: Told, given: Values, wanted: Values) -> list[Array]:
     """The derivative of y along (t, t_scale, t_offset), by the symmetric projection that the gradient makes too.
 
     rstd * (t - mean(t) - h * mean(t * h)) * scale + h * t_scale + t_offset
     """
     x, out = given["x"], wanted["out"]
     work = statistics_dtype(str(x.dtype))
-    (pushed,) = call(BACKWARD, words, {"x": x, "dy": given["t"], "saved": given["saved"]}, {"dx": out})
+    (pushed,) = call(BACKWARD, told, {"x": x, "dy": given["t"], "saved": given["saved"]}, {"dx": out})
     pushed = pushed.astype(work)
     if "scale" in given:
         pushed = pushed * given["scale"].astype(work)
     if "t_scale" in given:
-        (h,) = call(FORWARD, words, {"x": x}, {"y": out})
+        (h,) = call(FORWARD, told, {"x": x}, {"y": out})
         pushed = pushed + h.astype(work) * given["t_scale"].astype(work)
     if "t_offset" in given:
         pushed = pushed + given["t_offset"].astype(work)
     return [pushed.astype(out.dtype)]
 
 
-RUN: dict[str, Callable[[Words, Values, Values], list[Array]]] = {
+RUN: dict[str, Callable[[Told, Values, Values], list[Array]]] = {
     "forward": partial(call, FORWARD),
     "push": push,
     "pull": partial(call, BACKWARD),

@@ -214,20 +214,17 @@ struct Across {
         for (int64_t i = 0; i < l.n; ++i) plain[i] += double(some_plain[i]), with_h[i] += double(some_with_h[i]);
         memset(static_cast<void*>(some_plain), 0, size_t(2 * l.n) * sizeof(A));
       };
-      const auto sum = [&](auto ahead) {
-        over_rows<A>(false, [&](int64_t row, auto many, const A* by, const A*) {
-          constexpr int R = decltype(many)::value;
-          over_parts(some, [&](const Some& own, int64_t i) {
-            const int64_t at = row * stride + i;
-            Sums of_row[R];
-            sum_across<A, R, decltype(ahead)::value>(x + at, dy + at, own.n, stride, l.centre().from(i), by,
-                                                     some_plain + i, some_with_h + i, of_row);
-            for (int r = 0; affine != nullptr && r < R; ++r) affine[own.part * g.rows + row + r] = of_row[r];
-          });
-          if ((row + R) % kRowsSummed == 0) pour();
+      over_rows<A>(false, [&](int64_t row, auto many, const A* by, const A*) {
+        constexpr int R = decltype(many)::value;
+        over_parts(some, [&](const Some& own, int64_t i) {
+          const int64_t at = row * stride + i;
+          Sums of_row[R];
+          sum_across<A, R>(x + at, dy + at, own.n, stride, l.centre().from(i), by, some_plain + i, some_with_h + i,
+                           of_row);
+          for (int r = 0; affine != nullptr && r < R; ++r) affine[own.part * g.rows + row + r] = of_row[r];
         });
-      };
-      call.far ? sum(Given<true>()) : sum(Given<false>());
+        if ((row + R) % kRowsSummed == 0) pour();
+      });
       pour();
       if (call.sums != nullptr)
         for (int64_t i = 0; i < n; ++i) call.sums[some.group + i] = {plain[i], with_h[i]};

@@ -15,8 +15,10 @@ void apply_across(const T* x, T* y, int64_t n, int64_t stride, ColumnCentre<A> c
   });
 }
 
-// To each column's sums of g and g * h, and each row's own sums of dy and dy * h.
-template <class A, int R, bool Ahead, class T>
+// To each column's sums of g and g * h, and each row's own sums of dy and dy * h. What is next is fetched whatever the
+// array's size: in a model even a small one has left the caches by then, and eight places are more than a processor
+// follows by itself.
+template <class A, int R, class T>
 void sum_across(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre<A> c, const A* scale, A* plain,
                 A* with_h, Sums* rows) {
   Vec<A> by[R], row_plain[R] = {}, row_with_h[R] = {};
@@ -25,7 +27,7 @@ void sum_across(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre
     // What belongs to columns is there for whole vectors: a part that was stored could not be loaded at once.
     const Centred<A> k = c.at(i, Whole<A>());
     Vec<A> p = load<A>(plain + i), q = load<A>(with_h + i);
-    if (Ahead) fetch_next<R, 2>(x + i, stride), fetch_next<R, 2>(dy + i, stride);
+    fetch_next<R, 2>(x + i, stride), fetch_next<R, 2>(dy + i, stride);
     for (int pair = 0; pair < R; pair += 2) {
       Vec<A> of_g = {}, of_g_h = {};
       for (int r = pair; r < R && r < pair + 2; ++r) {

@@ -55,23 +55,25 @@ class SentenceLayer(keras.layers.Layer):
     def enter(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, NormSpec, ModuleType]:
         """The input in the wider of its own and the layer's type, the mask aligned with it, sentence and operations."""
         module = ops.of(x)
-        spec = self.checked_spec(x, module.shape(x))
-        x = cast(x, wider(keras.backend.standardize_dtype(x.dtype), self.compute_dtype))
+        dtype = module.dtype(x)
+        spec = self.checked_spec(dtype, module.shape(x))
+        x = cast(x, wider(dtype, self.compute_dtype), module)
         return x, self._aligned(mask, x, module), spec, module
 
     def normalize(self, x: Tensor, scale: Any, offset: Any, mask: Tensor | None) -> Tensor:
         """The whole of `call` for a layer without state."""
         x, mask, spec, module = self.enter(x, mask)
         self.warn_if_nothing_is_left(spec, module.shape(x))
-        y, _, _ = module.normalize(x, *tensors(x, scale, offset), mask, spec, self.epsilon)
-        return self.leave(y)
+        scale, offset = tensors(x, module, scale, offset)
+        y, _, _ = module.normalize(x, scale, offset, mask, spec, self.epsilon, statistics=False)
+        return self.leave(y, module)
 
-    def leave(self, y: Tensor) -> Tensor:
-        return cast(y, self.compute_dtype)
+    def leave(self, y: Tensor, module: ModuleType) -> Tensor:
+        return cast(y, self.compute_dtype, module)
 
-    def checked_spec(self, x: Tensor, shape: Shape) -> NormSpec:
+    def checked_spec(self, dtype: str, shape: Shape) -> NormSpec:
         """The sentence for a tensor, actual or symbolic; raises where type, shape or parameters do not fit."""
-        statistics_dtype(keras.backend.standardize_dtype(x.dtype))
+        statistics_dtype(dtype)
         spec, plan = self._plan(shape)
         if self._parameter_shape is not None and not fits(plan.affine.shape, self._parameter_shape):
             raise ValueError(
@@ -96,7 +98,7 @@ class SentenceLayer(keras.layers.Layer):
         return tuple(input_shape)
 
     def compute_output_spec(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        self.checked_spec(inputs, tuple(inputs.shape))
+        self.checked_spec(keras.backend.standardize_dtype(inputs.dtype), tuple(inputs.shape))
         return keras.KerasTensor(tuple(inputs.shape), dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
@@ -213,15 +215,18 @@ def plain(axis: int | list[int]) -> int | list[int]:
     return axis if isinstance(axis, int) else list(axis)
 
 
-def tensors(x: Tensor, *variables: Any) -> list[Tensor | None]:
-    """The variables' values; Keras's own conversion may hand back the variable itself, which is no tensor."""
-    convert = ops.of(x).convert
-    return [None if v is None else convert(keras.ops.convert_to_tensor(v), x) for v in variables]
+def tensors(x: Tensor, module: ModuleType, *variables: Any) -> list[Tensor | None]:
+    """The values of variables, or of tensors, where x is.
+
+    Keras's own conversion takes a small layer's time, and may hand back the variable itself, which is no tensor.
+    """
+    values = (v.value if isinstance(v, keras.Variable) else v for v in variables)
+    return [None if v is None else module.convert(v, x) for v in values]
 
 
-def cast(x: Tensor, dtype: str) -> Tensor:
+def cast(x: Tensor, dtype: str, module: ModuleType) -> Tensor:
     """x in another type, or x itself: for Keras to find that out takes as long as the arithmetic of a small layer."""
-    return x if keras.backend.standardize_dtype(x.dtype) == dtype else keras.ops.cast(x, dtype)
+    return x if module.dtype(x) == dtype else keras.ops.cast(x, dtype)
 
 
 def wider(a: str, b: str) -> str:
@@ -236,4 +241,6 @@ def wider(a: str, b: str) -> str:
 
 
 def fits(shape: Shape, fixed: Shape) -> bool:
-    return len(shape) == len(fixed) and all(n in (None, m) for n, m in zip(shape, fixed, strict=True))
+    return shape == fixed or (
+        len(shape) == len(fixed) and all(n in (None, m) for n, m in zip(shape, fixed, strict=True))
+    )

@@ -135,17 +135,17 @@ class BatchNormalization(AffineLayer):
         self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
     ) -> Tensor:
         x, mask, spec, module = self.enter(inputs, mask)
-        gamma, beta = tensors(x, self.gamma, self.beta)
+        gamma, beta = tensors(x, module, self.gamma, self.beta)
         if not (training and self.trainable):
-            moving = tensors(x, self.moving_mean, self.moving_variance)
-            return self.leave(module.apply(x, *moving, gamma, beta, spec, self.epsilon))
+            moving = tensors(x, module, self.moving_mean, self.moving_variance)
+            return self.leave(module.apply(x, *moving, gamma, beta, spec, self.epsilon), module)
         self.warn_if_nothing_is_left(spec, module.shape(x))
         if self.renorm:
             gamma, beta = self._corrected(gamma, beta, *self._moments(x, mask, spec, module))
         normalize = module.normalize_replicas if self.synchronized else module.normalize
         y, mean, variance = normalize(x, gamma, beta, mask, spec, self.epsilon)
         self._update(mean, variance)
-        return self.leave(y)
+        return self.leave(y, module)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -65,11 +65,11 @@ class ContribInstanceNormalization(AffineLayer):
         # The root has no slope at 0, where a constant input would turn its gradient into NaN.
         tiny = keras.config.epsilon() ** 4
         divisor = keras.ops.sqrt(keras.ops.maximum(variance, tiny)) + self.epsilon
-        gamma, beta = tensors(x, self.gamma, self.beta)
+        gamma, beta = tensors(x, module, self.gamma, self.beta)
         if self.axis is None:
             channels = (keras.ops.shape(x)[-1],)
             gamma, beta = (w if w is None else keras.ops.broadcast_to(w, channels) for w in (gamma, beta))
-        return self.leave(module.apply(x, mean, divisor * divisor, gamma, beta, spec, 0.0))
+        return self.leave(module.apply(x, mean, divisor * divisor, gamma, beta, spec, 0.0), module)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "axis": self.axis}

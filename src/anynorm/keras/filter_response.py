@@ -120,13 +120,13 @@ class FilterResponseNormalization(AffineLayer):
         if self.learned_epsilon is None:
             return self.normalize(inputs, gamma, beta, mask)
         x, mask, spec, module = self.enter(inputs, mask)
-        gamma, beta, learned = tensors(x, gamma, beta, self.learned_epsilon)
+        gamma, beta, learned = tensors(x, module, gamma, beta, self.learned_epsilon)
         reduced = tuple(i for i, axis in enumerate(spec.pattern.axes) if axis.shared)
         x, power = _scaled(x, mask, reduced)
         mean, variance = module.moments(x, mask, spec)
         eps = self.epsilon + keras.ops.abs(keras.ops.cast(learned, variance.dtype))
         square = variance + mean * mean + eps * keras.ops.squeeze(power * power, reduced)
-        return self.leave(module.apply(x, keras.ops.zeros_like(mean), square, gamma, beta, spec, 0.0))
+        return self.leave(module.apply(x, keras.ops.zeros_like(mean), square, gamma, beta, spec, 0.0), module)
 
     def get_config(self) -> dict[str, Any]:
         return {

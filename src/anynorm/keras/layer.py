@@ -106,9 +106,11 @@ class LayerNormalization(AffineLayer):
             return super().call(inputs, mask)
         x, mask, spec, module = self.enter(inputs, mask)
         mean, variance = module.moments(x, mask, spec)
-        (gamma,) = tensors(x, self.gamma)
+        (gamma,) = tensors(x, module, self.gamma)
         # The deviation is the one about the mean, and yet the mean stays.
-        return self.leave(module.apply(x, keras.ops.zeros_like(mean), variance, gamma, None, spec, self.epsilon))
+        return self.leave(
+            module.apply(x, keras.ops.zeros_like(mean), variance, gamma, None, spec, self.epsilon), module
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "axis": plain(self.axis), "rms_scaling": self.rms_scaling}

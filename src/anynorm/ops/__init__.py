@@ -138,7 +138,7 @@ def normalize(
             raise TypeError(f"{framework_of(x)} arrays cannot be written into: leave out= away")
         check_out(ops, x, out)
         return ops.normalize_into(out, x, scale, offset, mask, spec, eps, kernel)
-    return ops.normalize(x, scale, offset, mask, spec, eps, kernel)[0]
+    return ops.normalize(x, scale, offset, mask, spec, eps, kernel, statistics=False)[0]
 
 
 def moments(

@@ -95,8 +95,10 @@ def normalize(
     spec: NormSpec,
     eps: float,
     kernel: str | None = None,
-) -> tuple[Array, Array, Array]:
-    """y, mean and variance."""
+    *,
+    statistics: bool = True,
+) -> tuple[Array, Array | None, Array | None]:
+    """y, mean and variance; `statistics`: whether anybody asks for them."""
     plan = make_plan(spec, shape(x))
     if _kernel_for(x, mask, plan, kernel) == "cpu":
         y, mean, variance = kernels.forward(x, _small(scale, plan), _small(offset, plan), plan, eps)

@@ -47,8 +47,13 @@ def normalize(
     spec: NormSpec,
     eps: float,
     kernel: str | None = None,
-) -> tuple[Array, Array, Array]:
-    """y, mean and variance; the two statistics carry no gradient (`moments` does)."""
+    *,
+    statistics: bool = True,
+) -> tuple[Array, Array | None, Array | None]:
+    """y, mean and variance; the two statistics carry no gradient (`moments` does).
+
+    `statistics`: whether anybody asks for them; None may stand for them where not.
+    """
     plan = make_plan(spec, shape(x))
     way = _way(x, mask, plan, kernel)
     if way == COMPOSED:

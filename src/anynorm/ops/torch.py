@@ -60,12 +60,17 @@ def normalize(
     spec: NormSpec,
     eps: float,
     kernel: str | None = None,
-) -> tuple[Array, Array, Array]:
-    """y, mean and variance; the two statistics carry no gradient (`moments` does)."""
+    *,
+    statistics: bool = True,
+) -> tuple[Array, Array | None, Array | None]:
+    """y, mean and variance; the two statistics carry no gradient (`moments` does).
+
+    `statistics`: whether anybody asks for them; None may stand for them where not.
+    """
     if is_traced():
         return normalize_traced(x, scale, offset, mask, spec.encode(), eps, kernel)
     plan, door = torch_choice.choice(x, mask, spec, kernel)
-    return _run(x, scale, offset, mask, plan, door, eps, kernel, True)
+    return _run(x, scale, offset, mask, plan, door, eps, kernel, statistics)
 
 
 def normalize_checked(

@@ -21,7 +21,7 @@ import click
 from click.testing import CliRunner
 
 import anynorm
-from anynorm.cli import digits
+from anynorm.cli import common, digits
 from anynorm.cli.app import app
 from anynorm.cli.common import reported
 from anynorm.kernels import cpu, triton
@@ -198,6 +198,33 @@ def test_rescue_needs_no_tensorflow(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "new.keras").is_file()
+
+
+def test_rescue_says_nothing_beside_its_report(tmp_path):
+    pytest.importorskip("keras")
+    old = Path(__file__).parent / "old_files" / "group" / "model.h5"
+    done = in_a_process("rescue", str(old), "-o", str(tmp_path / "new.keras"))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("written", "chosen"),
+    [
+        ('{"backend": "torch"}', None),
+        ('{"backend": "tensorflow"}', "jax"),
+        ("{}", "jax"),
+        ("no JSON", "jax"),
+        ("", "jax"),
+    ],
+)
+def test_a_backend_is_chosen_where_the_user_has_not(tmp_path, monkeypatch, written, chosen):
+    monkeypatch.setattr(common, "find_spec", lambda name: None if name == "tensorflow" else name)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    if written is not None:
+        (tmp_path / "keras.json").write_text(written)
+    common.choose_backend()
+    assert os.environ.get("KERAS_BACKEND") == chosen
 
 
 @pytest.mark.parametrize(

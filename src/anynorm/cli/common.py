@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
 import click
 
@@ -38,10 +41,23 @@ def reported() -> Iterator[None]:
 
 
 def choose_backend() -> None:
-    """Keras computes by TensorFlow unless it is told otherwise: where that is missing, by one that is there."""
+    """Keras computes by TensorFlow unless it is told otherwise: where that is missing, by one that is there.
+
+    TensorFlow, if it is the one, is to say no more than what goes wrong.
+    """
     there = [name for name in ("tensorflow", "jax", "torch") if find_spec(name) is not None]
-    if there and there[0] != "tensorflow":
+    if there and there[0] != "tensorflow" and _configured() not in there:
         os.environ.setdefault("KERAS_BACKEND", there[0])
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def _configured() -> str | None:
+    """The backend that the user's keras.json names, which Keras also writes by itself; None without a readable one."""
+    folder = os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser()
+    try:
+        return str(json.loads(Path(folder, "keras.json").read_text()).get("backend"))
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 @contextmanager
@@ -56,6 +72,13 @@ def hushed() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def import_keras() -> None:
+    """Keras before what needs it, so that its backend is chosen and its C++ code is not heard."""
+    choose_backend()
+    with hushed():
+        import_module("keras")
 
 
 def lengths(texts: tuple[str, ...], option: str) -> dict[str, int]:

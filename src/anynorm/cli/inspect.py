@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +42,6 @@ def inspect(model: Path, batch: int | None, as_json: bool) -> None:
       anynorm inspect weights.pt --json
     """
     with reported():
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         choose_backend()
         from ..surgery import inspect as facts_of
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..files import check_place, replacing
-from .common import choose_backend, reported
+from .common import import_keras, reported
 
 
 @click.command()
@@ -40,7 +40,7 @@ def rescue(old: Path, output: Path, report: Path | None, unsafe: bool) -> None:
         from rich.console import Console
         from rich.progress import Progress
 
-        choose_backend()
+        import_keras()
         from ..rescue import convert
 
         console = Console()

@@ -79,6 +79,17 @@ INPUTS = (
         "RMSNormalization", {"axis": 1}, "n [h] w c", {}, remove=("scale",),
     ),
 )  # fmt: skip
+# What the Korean table has for the words of the names above.
+KOREAN = {
+    "float32 input": "float32 입력",
+    "constant": "상수",
+    "std": "표준편차",
+    "group norm": "그룹 정규화",
+    "batch norm": "배치 정규화",
+    "layer norm": "레이어 정규화",
+    "RMS norm": "RMS 정규화",
+    " over axis 1 of 8×8×8×8": ", 8×8×8×8의 축 1",
+}
 # Where an axis mix-up would hide behind scales of one, the parameters differ along the axis.
 VARIED = ("layer norm over axis 1", "RMS norm over axis 1")
 
@@ -214,7 +225,14 @@ def main(is_worker: bool, no_readme: bool) -> None:
     console.print(f"rows: {path}")
     if not no_readme:
         bold = [[*line[:-1], f"**{line[-1]}**"] for line in lines]
-        put_into_readmes("accuracy", markdown(header, bold))
+        korean = [[_korean(line[0]), *line[1:]] for line in (header, *bold)]
+        put_into_readmes("accuracy", {"en": markdown(header, bold), "ko": markdown(korean[0], korean[1:])})
+
+
+def _korean(name: str) -> str:
+    for words, translated in KOREAN.items():
+        name = name.replace(words, translated)
+    return name
 
 
 def _line(rows: list[dict[str, Any]]) -> list[str]:

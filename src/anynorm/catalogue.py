@@ -212,6 +212,12 @@ def group(axis: int | Iterable[int], rank: int, groups: int | None, kept: tuple[
         raise ValueError(
             f"axis {min(both)} is the batch, and group normalization works within a sample; name the channel axis"
         )
+    return _of_groups(axes, batch_axes, rank, groups)
+
+
+# By types too: True groups are refused, whatever 1 group was before.
+@lru_cache(maxsize=1024, typed=True)
+def _of_groups(axes: tuple[int, ...], batch_axes: tuple[int, ...], rank: int, groups: int | None) -> NormSpec:
     split = axes[0]
     names = [f"a{i}" if i in axes + batch_axes else f"[a{i}]" for i in range(rank)]
     if 0 in batch_axes:

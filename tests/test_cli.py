@@ -113,6 +113,7 @@ def test_a_bad_sentence_is_shown_with_its_caret():
         (["figure", "group g=4"], 2, "6 is divisible by 1, 2, 3, 6"),
         (["doctor", "--shape", "4,x"], 2, "is not a list of lengths"),
         (["doctor", "--shape", "4,8"], 2, "g=32"),
+        (["doctor", "--device", "potato"], 2, "'potato' is not one of 'cpu', 'cuda'"),
         (["doctor", "--dtype", "int8"], 2, "cannot normalize an array of type int8"),
         (["demo", "--norm", "bach"], 2, "'bach' is not one of"),
         (["inspect", "none.keras"], 1, "no such file: none.keras"),
@@ -121,6 +122,7 @@ def test_a_bad_sentence_is_shown_with_its_caret():
         (["rescue", __file__, "-o", "/no/such/folder/new.keras"], 1, "no such folder: /no/such/folder"),
         (["rescue", __file__, "-o", "new.keras", "--report", "/"], 1, "there is a folder of this name: /"),
         (["rescue", __file__, "-o", "new.keras", "--report", "./new.keras"], 2, "written over the model"),
+        (["demo", "--backend", "jax", "--out", __file__], 1, "this is a file, and a folder is wanted: /"),
     ],
 )
 def test_bad_input(words, status, message):
@@ -136,6 +138,17 @@ def test_doctor():
     kernel = "composed" if cpu.library() is None else "cpu"
     for word in (anynorm.__version__, "numpy", kernel, "16 [3136] 32* [2]*", "* carries scale and offset"):
         assert word in result.output, word
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"), [("triton", "the Triton kernels are for torch"), ("no", "there is no kernel")]
+)
+def test_doctor_says_what_a_forced_kernel_cannot(kernel, message):
+    done = in_a_process("doctor", "--json", "--framework", "numpy", ANYNORM_KERNEL=kernel)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["kernels"]
+    assert row["kernel"] is None
+    assert message in row["why"]
 
 
 def test_doctor_as_json():
@@ -200,11 +213,22 @@ def test_rescue_needs_no_tensorflow(tmp_path):
     assert (tmp_path / "new.keras").is_file()
 
 
-def test_rescue_says_nothing_beside_its_report(tmp_path):
-    pytest.importorskip("keras")
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_rescue_says_nothing_beside_its_report(tmp_path, backend):
+    """Keras imports TensorFlow, which talks, on every backend."""
+    for needed in ("keras", backend):
+        if find_spec(needed) is None:
+            pytest.skip(f"{needed} is not installed")
     old = Path(__file__).parent / "old_files" / "group" / "model.h5"
-    done = in_a_process("rescue", str(old), "-o", str(tmp_path / "new.keras"))
+    done = in_a_process("rescue", str(old), "-o", str(tmp_path / "new.keras"), KERAS_BACKEND=backend)
     assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(str(old))
+
+
+def test_stderr_may_be_closed():
+    program = "import os; os.close(2); from anynorm.cli.common import hushed\nwith hushed(): print('done')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "done\n"
 
 
 @pytest.mark.parametrize(
@@ -215,6 +239,7 @@ def test_rescue_says_nothing_beside_its_report(tmp_path):
         ("{}", "jax"),
         ("no JSON", "jax"),
         ("", "jax"),
+        (None, "jax"),
     ],
 )
 def test_a_backend_is_chosen_where_the_user_has_not(tmp_path, monkeypatch, written, chosen):

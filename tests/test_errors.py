@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import FRAMEWORKS, normalize, to
+import torch
+from arrays import FRAMEWORKS, back, normalize, to
 
 import anynorm
 from anynorm import NormSpec, PatternError, catalogue
@@ -130,6 +133,29 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("nothing to remove", {"pattern": "n [...] c", "remove": ()}, ValueError, "remove takes"),
     ("a sentence with a mistake", {"pattern": "n [... c"}, PatternError, r"never closed\n    n \[... c\n      \^"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("framework", [f for f in FRAMEWORKS if f != "numpy"])
+@pytest.mark.parametrize("name", ["scale", "offset", "mask"])
+def test_numpys_array_goes_where_the_others_are(framework, name):
+    """Else NumPy would be asked for the values of what is traced, or trained."""
+    x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    other = x > 0 if name == "mask" else x[0]
+    want = normalize("numpy", x, "n [c]", **{name: other})
+    y = anynorm.normalize(x, "n [c]", **{name: to(framework, other)})
+    assert type(y) is type(to(framework, x))
+    np.testing.assert_allclose(back(y), want, rtol=0, atol=1e-6)
+    if name == "mask":
+        mean, _ = anynorm.moments(x, "n [c]", mask=to(framework, other))
+        assert type(mean) is type(y)
+
+
+def test_numpys_array_has_traced_and_trained_parameters():
+    x, scale = np.ones((4, 6), np.float32) * np.arange(6, dtype=np.float32), np.ones(6, np.float32)
+    traced = jax.grad(lambda s: (anynorm.normalize(x, "n [c]", scale=s) ** 2).sum())(jnp.asarray(scale))
+    trained = torch.tensor(scale, requires_grad=True)
+    (anynorm.normalize(x, "n [c]", scale=trained) ** 2).sum().backward()
+    np.testing.assert_allclose(traced, trained.grad, rtol=1e-5)
 
 
 @frameworks

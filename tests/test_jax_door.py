@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -345,6 +346,20 @@ def run(code: str, flags: str) -> str:
 def test_sharded_arrays_are_not_gathered(pattern, sizes):
     code = f"PATTERN, SIZES = {pattern!r}, {sizes!r}" + SHARDED + JIT + ASKED + (SHARD_MAP if pattern[0] != "[" else "")
     run(code, "--xla_force_host_platform_device_count=4")
+
+
+@pytest.mark.parametrize("pattern", ["a b [c]", "[a b] c", "a [b] c"])
+def test_axes_of_a_mesh_of_one_device(pattern):
+    """They are part of an array's type, and a call on another shape has to leave them out."""
+    mesh = jax.make_mesh((1,), ("d",))
+    with jax.set_mesh(mesh):
+        sharding = jax.sharding.NamedSharding(mesh, jax.P(None, None, "d"))
+        x = jax.device_put(jnp.asarray(seed("mesh").normal(size=(4, 3, 6)), jnp.float32), sharding)
+        f = lambda x, **kernel: anynorm.normalize(x, pattern, **kernel)  # noqa: E731
+        y = jax.jit(f)(x)
+        assert jax.typeof(y).sharding.spec == sharding.spec
+        assert kernels_in(f, x) == ["AnynormForward"]
+        assert_close(y, jax.jit(partial(f, kernel="composed"))(x))
 
 
 def test_threads_are_xla_s():

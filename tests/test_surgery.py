@@ -177,6 +177,7 @@ def test_inspect_says_what_it_cannot_read(tmp_path):
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.script(model).save(tmp_path / "scripted.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "linear.pt").read_bytes()[:300])
+    (tmp_path / "end.pt").write_bytes((tmp_path / "linear.pt").read_bytes()[:-1])
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "empty.pt").write_text("")
     (tmp_path / "bad.keras").write_text("no model")
@@ -186,6 +187,7 @@ def test_inspect_says_what_it_cannot_read(tmp_path):
         "list.pt": (2, "no dictionary of tensors"),
         "numbers.pt": (2, "no tensors in it"),
         "cut.pt": (2, "cut.pt"),
+        "end.pt": (2, "end.pt is no file that torch.save wrote of a state_dict, or is damaged"),
         "text.pt": (2, "text.pt is no file that torch.save wrote of a state_dict, or is damaged"),
         "empty.pt": (2, "or is damaged: it is empty"),
         "scripted.pt": (2, "is a scripted model, which has code; save its state_dict() instead"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 import warnings
@@ -81,6 +82,23 @@ def test_is_torch_s_module(name):
     assert list(ours.state_dict()) == list(theirs.state_dict())
     theirs.load_state_dict(ours.state_dict())
     ours.load_state_dict(theirs.state_dict())
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_help_shows_torch_s_arguments(name):
+    shown = dict(inspect.signature(getattr(A, name)).parameters)
+    assert "activation" in shown
+    assert {"args", "rest"}.isdisjoint(shown)
+    for word, argument in inspect.signature(getattr(torch.nn, name)).parameters.items():
+        assert (shown[word].kind, shown[word].default) == (argument.kind, argument.default)
+
+
+def test_help_shows_the_arguments_of_a_subclass():
+    class Wide(A.LayerNorm):
+        def __init__(self, width: int) -> None:
+            super().__init__(width)
+
+    assert list(inspect.signature(Wide).parameters) == ["width"]
 
 
 @modules

@@ -43,27 +43,37 @@ def reported() -> Iterator[None]:
 def choose_backend() -> None:
     """Keras computes by TensorFlow unless it is told otherwise: where that is missing, by one that is there.
 
-    TensorFlow, if it is the one, is to say no more than what goes wrong.
+    TensorFlow's C++ code, if it is the one, is not to talk.
     """
     there = [name for name in ("tensorflow", "jax", "torch") if find_spec(name) is not None]
-    if there and there[0] != "tensorflow" and _configured() not in there:
+    if there and there[0] != "tensorflow" and configured_backend() in (None, "tensorflow"):
         os.environ.setdefault("KERAS_BACKEND", there[0])
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def _configured() -> str | None:
-    """The backend that the user's keras.json names, which Keras also writes by itself; None without a readable one."""
-    folder = os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser()
+def keras_file() -> Path:
+    """The configuration file that Keras reads, and writes where there is none."""
+    home = os.path.expanduser("~")
+    default = os.path.join(home if os.access(home, os.W_OK) else "/tmp", ".keras")
+    return Path(os.path.expanduser(os.path.join(os.environ.get("KERAS_HOME", default), "keras.json")))
+
+
+def configured_backend() -> str | None:
+    """The backend that this file names; None without a readable one."""
     try:
-        return str(json.loads(Path(folder, "keras.json").read_text()).get("backend"))
-    except (OSError, ValueError, AttributeError):
+        return str(json.loads(keras_file().read_text())["backend"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 @contextmanager
 def hushed() -> Iterator[None]:
     """Without what C++ code writes to stderr before its log levels hold, as TensorFlow does while it is imported."""
-    kept = os.dup(2)
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
@@ -79,6 +89,9 @@ def import_keras() -> None:
     choose_backend()
     with hushed():
         import_module("keras")
+        # Keras imports it to write a layer's configuration, on whatever backend.
+        if find_spec("tensorflow") is not None:
+            import_module("tensorflow")
 
 
 def lengths(texts: tuple[str, ...], option: str) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import __version__
+from ..files import check_place
 from .common import DISTRIBUTIONS, hushed, installed, reported
 
 if TYPE_CHECKING:
@@ -50,8 +51,12 @@ def demo(backend: str, steps: int, norms: tuple[str, ...], seed: int, data: str,
       anynorm demo --backend torch --steps 100 --seed 7 --out /tmp/demo
     """
     with reported():
+        # Before the work rather than behind it.
+        if out.exists() and not out.is_dir():
+            raise NotADirectoryError(20, "this is a file, and a folder is wanted", str(out))
         _choose(backend)
         out.mkdir(parents=True, exist_ok=True)
+        check_place(out / "results.json")
         from rich.console import Console
 
         console = Console()

@@ -6,13 +6,12 @@ import json
 import os
 import platform
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .. import __version__
-from .common import DISTRIBUTIONS, installed, lengths, reported
+from .common import DISTRIBUTIONS, configured_backend, installed, keras_file, lengths, reported
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from ..plan import Plan
 
 _ARRAYS = ("numpy", "torch", "jax", "tensorflow")
+_DEVICES = ("cpu", "cuda", "rocm", "mps", "xpu", "tpu")
 # How the frameworks that ctypes cannot serve reach the CPU kernels, and what to do where a door is missing.
 _DOORS = {
     "jax": "no door for jax: reinstall anynorm where jaxlib, whose headers it needs, can be had",
@@ -34,7 +34,7 @@ _LEGEND = "runs, outermost first: [shared by a statistic], * carries scale and o
 @click.option("--shape", default="16,56,56,64", show_default=True, help="The array's dimensions, outermost first.")
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--framework", type=click.Choice(_ARRAYS), help="One framework only.  [default: all that are installed]")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, tpu, …")
+@click.option("--device", type=click.Choice(_DEVICES), default="cpu", show_default=True, help="Where the array is.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 def doctor(
     pattern: str, size: tuple[str, ...], shape: str, dtype: str, framework: str | None, device: str, as_json: bool
@@ -53,11 +53,16 @@ def doctor(
         versions = {name: installed(names) for name, names in DISTRIBUTIONS.items()}
         kernels = []
         for name in _ARRAYS if framework is None else (framework,):
+            kernel = None
             if versions[name] is None:
-                kernels.append({"framework": name, "kernel": None, "why": f"{name} is not installed"})
+                why = f"{name} is not installed"
             else:
-                choice = select(made, name, device, dtype)
-                kernels.append({"framework": name, "kernel": choice.kernel, "why": choice.why})
+                try:
+                    choice = select(made, name, device, dtype)
+                    kernel, why = choice.kernel, choice.why
+                except ValueError as refused:  # the kernel that ANYNORM_KERNEL asks for
+                    why = str(refused)
+            kernels.append({"framework": name, "kernel": kernel, "why": why})
         report = {
             "anynorm": __version__,
             "python": platform.python_version(),
@@ -103,11 +108,8 @@ def _keras_backend() -> str:
     """The backend that `import keras` would choose: the environment's, the configuration file's or TensorFlow."""
     if chosen := os.environ.get("KERAS_BACKEND"):
         return f"{chosen} (KERAS_BACKEND)"
-    file = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"), "keras.json")
-    try:
-        return f"{json.loads(file.read_text())['backend']} ({file})"
-    except (OSError, ValueError, KeyError):
-        return "tensorflow (the default)"
+    chosen = configured_backend()
+    return "tensorflow (the default)" if chosen is None else f"{chosen} ({keras_file()})"
 
 
 def _cpu_kernels() -> dict[str, Any]:

@@ -44,7 +44,7 @@ def rescue(old: Path, output: Path, report: Path | None, unsafe: bool) -> None:
         from ..rescue import convert
 
         console = Console()
-        with Progress(console=console, transient=True) as bar:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("reading weights", total=None)
             made = convert(
                 old, output, unsafe=unsafe, progress=lambda done, total: bar.update(task, completed=done, total=total)

@@ -20,19 +20,33 @@ _ARRAYS = (
     ("tensorflow", "tensorflow", "Tensor"),
     ("tensorflow", "tensorflow", "Variable"),
 )
+_NUMPY = (np.ndarray, np.generic)
 
 
 def framework_of(x: Array) -> str:
     """The name of the framework that `x` is an array of; no framework is imported to find out."""
+    name = _known(x)
+    if name is None:
+        raise TypeError(
+            f"cannot normalize {type(x).__module__}.{type(x).__name__}: give an array of NumPy, torch, JAX or "
+            "TensorFlow"
+        )
+    return name
+
+
+def _known(x: Any) -> str | None:
     for name, module, kind in _ARRAYS:
         known = getattr(sys.modules.get(module), kind, None)
         if known is not None and isinstance(x, known):
             return name
-    if isinstance(x, np.ndarray | np.generic):
-        return "numpy"
-    raise TypeError(
-        f"cannot normalize {type(x).__module__}.{type(x).__name__}: give an array of NumPy, torch, JAX or TensorFlow"
-    )
+    return "numpy" if isinstance(x, _NUMPY) else None
+
+
+def _leading(x: Array, *others: Any) -> Array:
+    """The array whose framework computes: x, or where x is NumPy's the first that is not, which may have a gradient."""
+    if not isinstance(x, _NUMPY):
+        return x
+    return next((other for other in others if not isinstance(other, _NUMPY) and _known(other) is not None), x)
 
 
 def of(x: Array) -> ModuleType:
@@ -91,7 +105,8 @@ def normalize(
     near the type's largest and smallest numbers neither overflow nor vanish.
 
     Args:
-        x: a floating-point array of NumPy, torch, JAX or TensorFlow, of any rank.
+        x: a floating-point array of NumPy, torch, JAX or TensorFlow, of any rank. NumPy's is taken for one of the
+            framework that scale, offset or mask are of.
         pattern: the sentence, such as `"n [...] (g [c])"` (group normalization, channels last).
         scale, offset: arrays over the affine axes, or None.
         affine: the axes that carry scale and offset, in the pattern's order. None means the axes in parentheses,
@@ -122,9 +137,10 @@ def normalize(
     array([[-1.,  1.],
            [-1.,  1.]], dtype=float32)
     """
-    ops = of(x)
+    like = x if out is not None else _leading(x, scale, offset, mask)
+    ops = of(like)
     words = (pattern, affine, remove, tuple(sizes.items()))
-    x, scale, offset, mask = [None if a is None else ops.convert(a, x) for a in (x, scale, offset, mask)]
+    x, scale, offset, mask = [None if a is None else ops.convert(a, like) for a in (x, scale, offset, mask)]
     if ops.is_traced():
         y = ops.normalize_traced(x, scale, offset, mask, ops.sentence(*words), eps, kernel)[0]
         return y if out is None else out.copy_(y)
@@ -157,9 +173,10 @@ def moments(
     >>> moments(np.array([[1.0, 3.0], [10.0, 30.0]]), "n [c]")
     (array([ 2., 20.]), array([  1., 100.]))
     """
-    ops = of(x)
+    like = _leading(x, mask)
+    ops = of(like)
     words = (pattern, "", MOMENTS, tuple(sizes.items()))
-    x, mask = [None if a is None else ops.convert(a, x) for a in (x, mask)]
+    x, mask = [None if a is None else ops.convert(a, like) for a in (x, mask)]
     if ops.is_traced():
         mean, variance = ops.moments_traced(x, mask, ops.sentence(*words), kernel)
         return mean, variance

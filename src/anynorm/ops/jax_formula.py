@@ -69,7 +69,7 @@ class Verbs:
 
 @dataclass(frozen=True)
 class Formula:
-    """What to compute, whatever the extents of the runs are.
+    """What to compute, whatever the extents of the runs are, and the shape in which a CPU kernel is to be given it.
 
     Attributes:
         labels: a letter for each run, as in `Plan.labels`.
@@ -78,8 +78,8 @@ class Formula:
         kernel: the kernel that was chosen where this was traced. "composed" is kept to on every platform; "cpu" runs
             where the program is compiled for a CPU and for one device, and "pallas" where it is for one CUDA device or
             for a CPU that interprets it; both are replaced by composed elsewhere.
-        shape: of the array as its user has it, and as the CPU kernels are given it.
-        asked: whether it is the kernel that was asked for. One that was only the best is not written into an exported
+        shape: of the array as its user has it.
+        asked: whether that kernel was asked for. One that was only the best is not written into an exported
             program, which need not be loaded where anynorm is.
     """
 

@@ -4,8 +4,9 @@ JAX derives reverse mode by transposing the forward derivative operation by oper
 arrays of the tensor's size which the closed form of the gradient never needs. Here the forward derivative is one
 primitive and its transpose, written out by hand, another, so that both modes run the closed form.
 
-All arrays are shaped as runs, which makes one rule of batching serve every primitive: a batch is one more kept run in
-front. Which kernel computes is decided where the program is lowered, by its platform and its number of devices.
+All arrays are shaped as runs, but those of a CPU kernel's call, which makes one rule of batching serve every primitive:
+a batch is one more kept run in front. Which kernel computes is decided where the program is lowered, by its platform
+and its number of devices.
 """
 
 from __future__ import annotations
@@ -197,10 +198,12 @@ def _lower(primitive: Primitive, platform: str, ctx: Any, *args: Any, formula: F
         given = dict(zip(has, arrays, strict=True))
         if kernel is None:
             return _composed(primitive, formula, given, wanted, **more)
-        return kernel(given, {name: aval for (name, _), aval in zip(wanted, ctx.avals_out, strict=True)})
+        out = (jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in ctx.avals_out)
+        return kernel(given, {name: like for (name, _), like in zip(wanted, out, strict=True)})
 
-    if kernel is not None and formula.kernel == "pallas":
-        # Pallas's interpreter stumbles over the axes over which arrays vary under shard_map, of which one part is here.
+    if kernel is not None:
+        # What is here is whole, or one part under shard_map: to say which of its axes lie on a mesh, though on one
+        # device of it, would forbid to reshape it, and the axes over which it varies make Pallas's interpreter stumble.
         ctx = ctx.replace(avals_in=[jax.core.ShapedArray(a.shape, a.dtype) for a in ctx.avals_in])
     return mlir.lower_fun(run)(ctx, *args)
 

@@ -112,7 +112,7 @@ def _run(
     eps: float,
     kernel: str | None,
     statistics: bool,
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array | None, Array | None]:
     if door is not None and plain(x, scale, offset):
         if wants(x, scale, offset):
             out = _apply_kernel(x, scale, offset, plan, eps, statistics, door)

@@ -32,9 +32,10 @@ def read(path: Path) -> Mapping[str, Any]:
                 "save model.state_dict() instead"
             ) from refused
         raise ValueError(f"{path} cannot be read: {refused}") from refused
-    except OSError:
-        raise
     except Exception as damaged:  # whatever torch raises of a file that it does not understand
+        # Of one that is cut short too, but without a name: that file was opened.
+        if isinstance(damaged, OSError) and damaged.filename is not None:
+            raise
         if "TorchScript" in str(damaged):
             raise ValueError(f"{path} is a scripted model, which has code; save its state_dict() instead") from damaged
         why = _why(path, damaged)

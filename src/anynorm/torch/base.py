@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -15,6 +16,16 @@ class Base(torch.nn.Module):
 
     # On the class too: a module of torch.nn that becomes one of these by `replace_norms` has none of its own.
     activation: str | None = None
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        """Show the arguments of torch.nn's class with `activation`, where they go there as they are."""
+        super().__init_subclass__(**given)
+        owner = next(c for c in cls.__mro__ if c is not Base and "__init__" in c.__dict__)
+        shown = inspect.signature(owner.__init__)  # type: ignore[misc]
+        _, *arguments = shown.parameters.values()
+        if not issubclass(owner, Base):
+            arguments.append(inspect.Parameter("activation", inspect.Parameter.KEYWORD_ONLY, default=None))
+        cls.__signature__ = shown.replace(parameters=arguments)
 
     def __init__(self, *args: Any, activation: str | None = None, **rest: Any) -> None:
         super().__init__(*args, **rest)

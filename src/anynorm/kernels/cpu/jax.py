@@ -1,4 +1,6 @@
-"""The kernels as JAX calls them: custom calls of the handlers in doors/jax.cpp, on arrays shaped as runs.
+"""The kernels as JAX calls them: custom calls of the handlers in doors/jax.cpp.
+
+The arrays that lie as x does have the user's shape in a call, all others that of the runs.
 
 `jax.export` refuses programs with custom calls, whose compatibility XLA does not promise; ops/jax_primitives.py has
 composed written in their place, unless it is this kernel that was asked for.
@@ -102,7 +104,7 @@ def _merged(plan: Plan) -> Plan:
 def call(handler: Handler, told: Told, given: Values, wanted: Values) -> list[Array]:
     """The results named in `wanted`, which says their shapes and types."""
     names = [*handler.arguments, *(name for name in handler.more_arguments if name in given)]
-    out = [a.update(shape=told.shape) if name in _WHOLE else a for name, a in wanted.items()]
+    out = [jax.ShapeDtypeStruct(told.shape, a.dtype) if name in _WHOLE else a for name, a in wanted.items()]
     results: list[Array] = jax.ffi.ffi_call(handler.symbol, out)(
         *(given[name].reshape(told.shape) if name in _WHOLE else given[name] for name in names),
         given=_bits(handler.more_arguments, given),

@@ -355,7 +355,7 @@ def test_axes_of_a_mesh_of_one_device(pattern):
     with jax.set_mesh(mesh):
         sharding = jax.sharding.NamedSharding(mesh, jax.P(None, None, "d"))
         x = jax.device_put(jnp.asarray(seed("mesh").normal(size=(4, 3, 6)), jnp.float32), sharding)
-        f = lambda x, **kernel: anynorm.normalize(x, pattern, **kernel)  # noqa: E731
+        f = partial(anynorm.normalize, pattern=pattern)
         y = jax.jit(f)(x)
         assert jax.typeof(y).sharding.spec == sharding.spec
         assert kernels_in(f, x) == ["AnynormForward"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -89,8 +89,8 @@ def import_keras() -> None:
     choose_backend()
     with hushed():
         import_module("keras")
-        # Keras imports it to write a layer's configuration, on whatever backend.
-        if find_spec("tensorflow") is not None:
+        # Keras imports it to write a layer's configuration, on whatever backend, and does without where that fails.
+        with suppress(ImportError):
             import_module("tensorflow")
 
 

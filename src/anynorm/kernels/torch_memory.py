@@ -89,7 +89,7 @@ def room_for_moments(x: Array, plan: Plan) -> tuple[Array, Array]:
 
 def room_for_saved(x: Array, plan: Plan) -> Array:
     """What the gradient needs, to be written."""
-    # Its lengths as they are: torch takes half as long again to read a pair of them.
+    # Its lengths one by one: torch takes longer to read a pair of them.
     return torch.empty(plan.groups or 0, 2, dtype=torch.float64, device=x.device)
 
 

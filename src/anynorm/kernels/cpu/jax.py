@@ -61,8 +61,7 @@ def _register() -> bool:
 class Told(NamedTuple):
     """What a handler is told: in words, and by the shape of the arrays that lie as x does.
 
-    XLA's loops before and behind a call run over the shape that it has: over groups of two channels they take several
-    times as long as over all channels.
+    XLA's loops before and behind a call run over the shape that it has, and slowly over groups of a few channels.
     """
 
     words: Words

@@ -122,9 +122,11 @@ struct Across {
     const int64_t line = line_of(some.n);
     double *mean = room, *m2 = room + line, *other = m2 + line;
     A* const scratch = reinterpret_cast<A*>(other + 2 * line);
+    const bool is_all = some.n == g.columns.size;
+    const bool ahead = is_all && worth_fetching<T>(some.n, g.outer.size * g.rows * some.n);
     for (int64_t row = 0; row < g.rows; row += kRowsSummed) {
       const T* x = static_cast<const T*>(call.x) + some.at + row * g.columns.size;
-      const Block<T> b = {x, least(kRowsSummed, g.rows - row), some.n, g.columns.size, false, false};
+      const Block<T> b = {x, least(kRowsSummed, g.rows - row), some.n, g.columns.size, ahead};
       double *into_mean = row == 0 ? mean : other, *into_m2 = row == 0 ? m2 : other + line;
       if (call.removes_mean)
         block_columns<A, true, Scaled>(b, factor, scratch, line, into_mean, into_m2);

@@ -15,6 +15,13 @@ void apply_across(const T* x, T* y, int64_t n, int64_t stride, ColumnCentre<A> c
   });
 }
 
+// R rows a page further on, or the next R where they are longer: nearer ones would be asked for too late.
+template <int R, class T>
+inline void fetch_next(const T* x, int64_t stride) {
+  const T* const next = x + most(R * stride, 4096 / int64_t(sizeof(T)));
+  for (int r = 0; r < R; ++r) fetch(next + r * stride);
+}
+
 // To each column's sums of g and g * h, and each row's own sums of dy and dy * h. What is next is fetched whatever the
 // array's size: in a model even a small one has left the caches by then, and eight places are more than a processor
 // follows by itself.
@@ -27,7 +34,7 @@ void sum_across(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre
     // What belongs to columns is there for whole vectors: a part that was stored could not be loaded at once.
     const Centred<A> k = c.at(i, Whole<A>());
     Vec<A> p = load<A>(plain + i), q = load<A>(with_h + i);
-    fetch_next<R, 2>(x + i, stride), fetch_next<R, 2>(dy + i, stride);
+    fetch_next<R>(x + i, stride), fetch_next<R>(dy + i, stride);
     for (int pair = 0; pair < R; pair += 2) {
       Vec<A> of_g = {}, of_g_h = {};
       for (int r = pair; r < R && r < pair + 2; ++r) {

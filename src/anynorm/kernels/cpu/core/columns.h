@@ -17,15 +17,23 @@ template <class T>
 struct Block {
   const T* x;
   int64_t rows, n, stride;
-  bool ahead;  // rows are to be fetched ahead of their use
-  bool singly;  // and where two arrays are read, one row of each at a time
+  bool ahead;  // rows follow each other, and are to be fetched ahead of their use
 };
 
-// R rows a page further on, or the next R where they are longer: nearer ones would be asked for too late.
-template <int R, int Cache, class T>
-inline void fetch_next(const T* x, int64_t stride) {
-  const T* const next = x + most(R * stride, 4096 / int64_t(sizeof(T)));
-  for (int r = 0; r < R; ++r) fetch<Cache>(next + r * stride);
+// Whether rows of n elements that follow each other are fetched ahead: where the second-level cache does not hold the
+// array, and in a model not even the third; rows of a line or two are so near to each other that the processor follows.
+template <class T>
+inline bool worth_fetching(int64_t n, int64_t all) {
+  return n * int64_t(sizeof(T)) >= 128 && all * int64_t(sizeof(T)) > int64_t(1) << 18;
+}
+
+// Fetch what lies four pages behind a vector of R rows, as much as these take, in the order of memory: of rows that are
+// read side by side the processor foresees little, and several of them fetched in turn are no better.
+template <class A, int R, class T>
+inline void fetch_on(const T* rows, int64_t i) {
+  constexpr int64_t kFurther = 4 * 4096, kLine = 64, kBytes = R * kLanes<A> * int64_t(sizeof(T));
+  const char* const next = reinterpret_cast<const char*>(rows + R * i) + kFurther;
+  for (int64_t at = 0; at < kBytes; at += kLine) fetch(next + at);
 }
 
 // Sums over rows of shift - x and its square; the loops run along memory and keep their sums in L1.
@@ -33,7 +41,7 @@ template <class A, bool Centred, bool Scaled, int R, bool Ahead, class T>
 inline void add_rows(const T* x, int64_t n, int64_t stride, A factor, const A* shift, A* sum, A* square) {
   const Vec<A> by = broadcast(factor);
   over_vectors<A>(n, [&](int64_t i, auto lanes) {
-    if (Ahead) fetch_next<R, 3>(x + i, stride);
+    if (Ahead) fetch_on<A, R>(x, i);
     const Vec<A> about = Centred ? lanes.load(shift + i) : Vec<A>{};
     const auto difference = [&](int r) {
       Vec<A> v = lanes.load(x + r * stride + i);
@@ -147,7 +155,7 @@ struct ColumnCentre {
 template <class A, int R, bool Ahead, class T>
 inline void sum_some_rows(const T* x, const T* dy, int64_t n, int64_t stride, ColumnCentre<A> c, A* plain, A* with_h) {
   over_vectors<A>(n, [&](int64_t i, auto lanes) {
-    if (Ahead) fetch_next<R, 2>(x + i, stride), fetch_next<R, 2>(dy + i, stride);
+    if (Ahead) fetch_on<A, R>(x, i), fetch_on<A, R>(dy, i);
     const Centred<A> k = c.at(i, lanes);
     Vec<A> all_plain = lanes.load(plain + i), all_with_h = lanes.load(with_h + i);
     const auto g = [&](int r) { return lanes.load(dy + r * stride + i); };
@@ -170,15 +178,13 @@ inline void sum_some_rows(const T* x, const T* dy, int64_t n, int64_t stride, Co
 // Sums over the rows of dy and dy * h, this h unscaled, added to `plain` and `with_h`.
 template <class A, class T>
 ANYNORM_FLAT void sum_columns(const Block<T>& b, const T* dy, ColumnCentre<A> c, A* plain, A* with_h) {
-  const auto sum = [&](int64_t row, auto many, auto ahead) {
-    const int64_t at = row * b.stride;
-    sum_some_rows<A, decltype(many)::value, decltype(ahead)::value>(b.x + at, dy + at, b.n, b.stride, c, plain, with_h);
+  const auto sum = [&](auto ahead) {
+    in_turn(b.rows, [&](int64_t row, auto many) {
+      const int64_t at = row * b.stride;
+      sum_some_rows<A, decltype(many)::value, decltype(ahead)::value>(b.x + at, dy + at, b.n, b.stride, c, plain, with_h);
+    });
   };
-  // One by one, as memory lies, where it is far: four rows of two arrays are more places than a processor follows.
-  if (b.singly)
-    for (int64_t row = 0; row < b.rows; ++row) sum(row, AtOnce<1>(), Given<true>());
-  else
-    in_turn(b.rows, [&](int64_t row, auto many) { sum(row, many, Given<false>()); });
+  b.ahead ? sum(Given<true>()) : sum(Given<false>());
 }
 
 // dx as `dx_of` says.

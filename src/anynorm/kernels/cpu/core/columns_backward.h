@@ -58,12 +58,20 @@ void sum_block(const Slabs<T>& s, int64_t unit, int64_t j, Lines<A> l, A* scratc
   for (int64_t i = b.n; i < n; ++i) out[i] = out[n + i] = 0;
 }
 
+// Columns of which dx is made at once: all that belongs to them stays in the first-level cache while the rows pass.
+constexpr int64_t kProjected = 640;
+
 template <class T, class A>
 void project_block(const Slabs<T>& s, int64_t unit, int64_t j, Lines<A> l) {
   const Block<T> b = s.block(unit, j, static_cast<const T*>(s.call.x));
   const int64_t at = b.x - static_cast<const T*>(s.call.x);
-  project_columns<A>(b, static_cast<const T*>(s.call.dy) + at, static_cast<T*>(s.call.dx) + at, l.centre(),
-                     l.projection(), s.call.past);
+  const T* const dy = static_cast<const T*>(s.call.dy) + at;
+  T* const dx = static_cast<T*>(s.call.dx) + at;
+  for (int64_t i = 0; i < b.n; i += kProjected) {
+    const Block<T> part = {b.x + i, b.rows, least(kProjected, b.n - i), b.stride, false};
+    const Lines<A> own = l.from(i);
+    project_columns<A>(part, dy + i, dx + i, own.centre(), own.projection(), s.call.past);
+  }
 }
 
 // A unit's sums, from columns to groups and, in `affine`, to the slab's columns.

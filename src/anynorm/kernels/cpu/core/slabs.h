@@ -27,7 +27,7 @@ struct Slabs {
   const Call& call;
   const Geometry& g;
   int64_t width, tile, tiles, units, repeat = 1, rows, rest = 0, per_piece, chunks;
-  bool ahead, singly;
+  bool ahead;
   int64_t stretch = 1;  // neighbouring columns that are of one group, their scales being neighbours
   Buffer<int64_t> group_of, affine_of;  // of each column, within the slab
 
@@ -49,12 +49,7 @@ struct Slabs {
     const int last = g.columns.rank - 1;
     if (last >= 0 && g.columns.group[last] == 0 && g.columns.affine[last] <= 1) stretch = g.columns.extent[last];
     rows = g.rows / repeat;
-    const int64_t bytes = g.pieces.size * g.rows * tile * int64_t(sizeof(T));
-    // Beyond the second-level cache a row of a few lines ends before the processor has foreseen the next; longer ones it
-    // foresees, and of shorter ones several lie in what it fetches.
-    const int64_t row = n(0) * int64_t(sizeof(T));
-    ahead = bytes > int64_t(1) << 18 && row >= 256 && row <= 1280;
-    singly = ahead && (bytes > int64_t(1) << 20 || row >= 512);
+    ahead = tiles == 1 && worth_fetching<T>(n(0), g.outer.size * g.pieces.size * g.rows * width);
     rest = g.rows % repeat * width;
     per_piece = (rows + kRowsSummed - 1) / kRowsSummed;
     chunks = g.pieces.size * per_piece;
@@ -94,8 +89,8 @@ struct Slabs {
     const bool is_rest = j >= chunks;
     const int64_t piece = is_rest ? j - chunks : j / per_piece, row = is_rest ? rows : j % per_piece * kRowsSummed;
     const T* x = array + place(unit).x + first_column(unit) + offset(g.pieces, piece) + row * stride;
-    if (is_rest) return {x, 1, rest, stride, false, false};
-    return {x, least(kRowsSummed, rows - row), n(unit), stride, ahead, singly};
+    if (is_rest) return {x, 1, rest, stride, false};
+    return {x, least(kRowsSummed, rows - row), n(unit), stride, ahead};
   }
   int64_t blocks() const { return chunks + (rest > 0 ? g.pieces.size : 0); }
 
